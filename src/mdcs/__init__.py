@@ -1,0 +1,1 @@
+"""mdcs: long-tailed image recognition with several experts."""
