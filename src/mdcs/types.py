@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # (V', B, 3, H, W) uint8; V' = 1, or V where workers cut one crop per view
     labels: Tensor  # (B,) int64
-    index: Tensor  # (B,) int64, position in the split
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the split; hides tuple.index, which nobody calls
     meta: Tensor | None = None  # (B, M) float32, NaN = not known
 
 
@@ -28,7 +28,7 @@ class Views(NamedTuple):
 
     images: Tensor  # (V, B, 3, H, W) float, dtype of the network's parameters
     targets: Tensor  # (B, C) class distribution: one-hot, smoothed or mixed
-    index: Tensor  # (B,) int64
+    index: Tensor  # type: ignore[assignment]  # (B,) int64
     meta: Tensor | None = None  # (B, M)
 
 
@@ -55,7 +55,9 @@ class Classes:
         if len(self.names) != len(self.counts):
             raise UserError(f"{len(self.names)} class names for {len(self.counts)} class counts: both must have one entry per class")
         if self.few_below > self.many_above + 1:
-            raise UserError(f"few_below={self.few_below} is above many_above={self.many_above}: a class would be many- and few-shot at once")
+            raise UserError(
+                f"few_below={self.few_below} is above many_above={self.many_above}: a class would be many- and few-shot at once"
+            )
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,0 +1,73 @@
+"""Cross-entropy on logits shifted by the class prior: one class for CE, balanced softmax and the skill of each MDCS expert."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mdcs.errors import UserError
+from mdcs.losses.algebra import MASKED, cross_entropy, log_counts, widened
+from mdcs.types import Classes, Loss, Output, Views
+
+
+class PriorAdjusted(Loss):
+    """Cross-entropy of a_k = z_k + λ_k log n for each expert k, over all views, summed (or averaged) over the experts.
+
+        L = Σ_k 1/(V·B) Σ_{v,i} −Σ_c t_ic log softmax(a_k(x_i^v))_c
+
+    where n are the training counts. It is minimised by z_k = log p(y|x) − λ_k log π + const, so
+    λ = 0 is cross-entropy, λ = 1 balanced softmax (arXiv:2007.10740, Eq. 4) or logit adjustment (arXiv:2007.07314, Eq. 10 with τ = 1),
+    and different λ_k give experts of different skills. `lambdas` is one number for all experts, or one for each.
+    A class without training pictures is refused, unless `mask_empty` takes it out of the softmax.
+    """
+
+    counts_C: Tensor
+    strengths_K: Tensor
+
+    def __init__(
+        self,
+        classes: Classes,
+        num_experts: int = 3,
+        lambdas: float | Sequence[float] = 1.0,
+        reduction: Literal["sum", "mean"] = "sum",
+        views: Sequence[str] = ("weak",),
+        mask_empty: bool = False,
+    ) -> None:
+        super().__init__()
+        strengths_K = [float(lambdas)] * num_experts if isinstance(lambdas, int | float) else [float(x) for x in lambdas]
+        if len(strengths_K) != num_experts:
+            raise UserError(
+                f"loss.lambdas={strengths_K} has {len(strengths_K)} values for model.num_experts={num_experts}: give one value per expert"
+            )
+        if not views:
+            raise UserError("loss.views=[] names no view: give at least one, for example [weak]")
+        empty = [name for name, count in zip(classes.names, classes.counts.tolist(), strict=True) if count == 0]
+        if empty and not mask_empty:
+            raise UserError(
+                f"class {empty[0]!r} has no training picture ({len(empty)} such classes): add pictures, or set loss.mask_empty=true"
+            )
+        self.views = tuple(views)
+        self.reduction = reduction
+        # Counts stay integers and strengths float64, so that λ·log n is exact in whatever dtype the logits come in.
+        self.register_buffer("counts_C", classes.counts.clone(), persistent=False)
+        self.register_buffer("strengths_K", torch.tensor(strengths_K, dtype=torch.float64), persistent=False)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""
+        bias_KC = self.strengths_K.to(dtype)[:, None] * log_counts(self.counts_C, dtype)
+        return bias_KC.masked_fill(self.counts_C == 0, MASKED)
+
+    def adjusted(self, logits_VBKC: Tensor) -> Tensor:
+        """(V, B, K, C) a_k = z_k + λ_k log n, in at least float32."""
+        logits_VBKC = widened(logits_VBKC)
+        return logits_VBKC + self.bias(logits_VBKC.dtype)
+
+    def diversity(self, log_probs_VBKC: Tensor, targets_BC: Tensor) -> Tensor:
+        """() the cross-entropies of the experts, summed or averaged."""
+        ce_K = cross_entropy(log_probs_VBKC, targets_BC.to(log_probs_VBKC.dtype))
+        return ce_K.sum() if self.reduction == "sum" else ce_K.mean()
+
+    def forward(self, out: Output, views: Views, epoch: float) -> dict[str, Tensor]:
+        loss = self.diversity(self.adjusted(out.logits).log_softmax(-1), views.targets)
+        return {"loss": loss, "diversity": loss.detach()}

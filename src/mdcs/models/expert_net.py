@@ -1,0 +1,54 @@
+"""A backbone that grows K feature vectors per picture, and a classifier for each."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mdcs.types import Backbone, Output
+
+
+class Heads(nn.Module):
+    """K classifiers, (N, K, D) -> (N, K, C), computed outside autocast: bfloat16 would round logits near 30 in steps of 0.125.
+
+    cosine: z = s · f/‖f‖ · W/‖W‖ with fixed s = `scale`, no bias, columns of W from U(−1, 1) and normalised.
+    linear: z = f W + b, W and b from U(−1/√D, 1/√D).
+    """
+
+    def __init__(
+        self, num_experts: int, num_features: int, num_classes: int, kind: Literal["cosine", "linear"] = "cosine", scale: float = 30.0
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        bound = 1 / math.sqrt(num_features)
+        weight_KDC = torch.empty(num_experts, num_features, num_classes)
+        if kind == "cosine":
+            self.weight = nn.Parameter(F.normalize(weight_KDC.uniform_(-1, 1), dim=1))
+            self.bias = None
+        else:
+            self.weight = nn.Parameter(weight_KDC.uniform_(-bound, bound))
+            self.bias = nn.Parameter(torch.empty(num_experts, num_classes).uniform_(-bound, bound))
+
+    def forward(self, features_NKD: Tensor) -> Tensor:
+        with torch.autocast(features_NKD.device.type, enabled=False):
+            features_NKD = features_NKD.to(self.weight.dtype)
+            if self.bias is not None:
+                return torch.einsum("nkd,kdc->nkc", features_NKD, self.weight) + self.bias
+            directions_KDC = F.normalize(self.weight, dim=1)
+            return self.scale * torch.einsum("nkd,kdc->nkc", F.normalize(features_NKD, dim=-1), directions_KDC)
+
+
+class ExpertNet(nn.Module):
+    """images (N, 3, H, W) -> Output(logits (N, K, C), features (N, K, D)). `meta` (N, M) is for backbones that read it."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, head: Literal["cosine", "linear"] = "cosine") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = Heads(backbone.num_experts, backbone.num_features, num_classes, head)
+        self.num_experts = backbone.num_experts
+
+    def forward(self, images: Tensor, meta: Tensor | None = None) -> Output:
+        features_NKD = self.backbone(images, meta)
+        return Output(self.heads(features_NKD), features_NKD)
