@@ -1,0 +1,153 @@
+"""Datasets that fit in one uint8 tensor. The constructor arguments of a source are its configuration keys; `splits` reads it."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdcs.data.archives import LAYOUTS, layout_of, read_archive, read_folder
+from mdcs.data.classes import Profile, long_tailed_counts
+from mdcs.data.splits import Listing, Source, Splits, long_tailed_splits
+from mdcs.data.store import open_store, picture_source
+from mdcs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Digits:
+    """digits-LT: scikit-learn's 1,797 real 8x8 digits, grey copied to three channels; 600 for the test, 305 for training at IF 50.
+
+    `RandomState(0)` shuffles each class, in ascending order, and its first 60 pictures are the test split, always. Of the rest, in the
+    source's order, `RandomState(subset_seed)` draws n_c = max(1, int(110 · IF^(−c/9))). No download: the pictures come with scikit-learn.
+    """
+
+    imbalance_factor: float = 50
+    profile: Profile = "exp"
+    subset_seed: int = 0
+    val_fraction: float = 0.0
+    many_above: int = 40
+    few_below: int = 7
+
+    # of the 305 default training pictures, in [0, 1]; the same for every subset, so that runs on other subsets see equal inputs
+    mean: ClassVar[tuple[float, float, float]] = (0.3075, 0.3075, 0.3075)
+    std: ClassVar[tuple[float, float, float]] = (0.3770, 0.3770, 0.3770)
+
+    def splits(self) -> Splits:
+        """Read the digits; takes well under a second once scikit-learn is imported."""
+        from sklearn.datasets import load_digits  # seconds to import
+
+        digits = load_digits()
+        grey_NHW = np.round(digits.images * 255 / 16).astype(np.uint8)
+        labels = digits.target.astype(np.int64)
+        is_test = np.zeros(len(labels), dtype=bool)
+        random = np.random.RandomState(0)
+        for label in range(10):
+            positions = np.flatnonzero(labels == label)
+            random.shuffle(positions)
+            is_test[positions[:60]] = True
+
+        def read(positions: np.ndarray) -> Tensor:
+            return torch.from_numpy(grey_NHW[positions])[:, None].repeat(1, 3, 1, 1)
+
+        paths = [f"digits/{position:04}" for position in range(len(labels))]
+        train, test = (Listing(np.where(chosen, labels, -1), paths, read) for chosen in (~is_test, is_test))
+        source = Source(tuple(str(label) for label in range(10)), train, test)
+        counts = [max(1, count) for count in long_tailed_counts(110, 10, self.imbalance_factor, self.profile)]
+        return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """CIFAR-10-LT and CIFAR-100-LT, or any pictures of one size in class folders, made long-tailed; the whole test split.
+
+    `root` is an official archive or its unpacked folder, or a directory holding one of them, or a folder or zip of train/<class>/* and
+    test/<class>/*. Only official files give the published subset: the draw depends on their order. `classes` keeps these classes, labelled
+    as listed. n_c follows from N/C, N training pictures in C classes; where a class of a folder has fewer, it gives all it has, and a note
+    says so.
+    """
+
+    root: str
+    num_classes: Literal[10, 100]
+    imbalance_factor: float = 100
+    profile: Profile = "exp"
+    subset_seed: int = 0
+    val_fraction: float = 0.0
+    classes: list[str] | None = None
+    download: bool = False
+    many_above: int = 100
+    few_below: int = 20
+
+    # what the published code uses for both datasets
+    mean: ClassVar[tuple[float, float, float]] = (0.4914, 0.4822, 0.4465)
+    std: ClassVar[tuple[float, float, float]] = (0.2023, 0.1994, 0.2010)
+
+    def splits(self) -> Splits:
+        """Read the dataset, decoding the chosen pictures only; an error says what was looked for and where."""
+        if self.num_classes not in LAYOUTS:
+            raise UserError(f"data.num_classes={self.num_classes}: expected 10 or 100")
+        with self._source() as source:
+            if self.classes is not None:
+                source = source.restricted(list(self.classes))
+            elif len(source.names) != self.num_classes:
+                raise UserError(
+                    f"{self.root} has {len(source.names)} classes, but data.num_classes={self.num_classes}: choose data=cifar10 or "
+                    "data=cifar100, or list the wanted ones in data.classes"
+                )
+            available = source.train_counts()
+            wanted = long_tailed_counts(sum(available) / len(available), len(available), self.imbalance_factor, self.profile)
+            counts = [min(pair) for pair in zip(wanted, available, strict=True)]
+            short = [name for name, count, want in zip(source.names, counts, wanted, strict=True) if count < want]
+            if short:
+                note = f"{len(short)} classes have fewer training pictures than data.profile asks for and give all: {', '.join(short)}"
+                source = source._replace(notes=(*source.notes, note))
+            return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+
+    @contextmanager
+    def _source(self) -> Iterator[Source]:
+        root = Path(self.root)
+        official = LAYOUTS[self.num_classes]
+        for folder in (root, root / official.folder):
+            if (layout := layout_of(folder)) is not None:
+                yield read_folder(folder, layout)
+                return
+        for archive in (root, root / official.archive):
+            if archive.is_file() and archive.suffix.lower() != ".zip":
+                yield read_archive(archive)
+                return
+        # a folder among others in a data directory is not taken for what was to be fetched
+        if not (root.is_file() or any(root.glob("train/")) or (any(root.glob("*/train/")) and not self.download)):
+            if self.download:
+                _download(root, self.num_classes)
+                yield read_archive(root / official.archive)
+                return
+            raise UserError(
+                f"CIFAR-{self.num_classes} is not in {root}: looked for {official.archive}, {official.folder}/ and train/<class>/*; "
+                "set data.download=true to fetch it there, or data.root=... to where it is"
+            )
+        with open_store(root) as store:
+            source = picture_source(store, root)
+            note = f"{root}: pictures in class folders, drawn in the order of their names, so the training subset is not the official one"
+            yield source._replace(notes=(*source.notes, note))
+
+
+def _download(root: Path, num_classes: int) -> None:
+    """Fetch the official archive into `root`, checked against its published MD5; a download that fails leaves no archive behind."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets.utils import download_url
+
+    dataset = CIFAR10 if num_classes == 10 else CIFAR100
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as beside:
+            download_url(dataset.url, beside, dataset.filename, dataset.tgz_md5)
+            os.replace(Path(beside) / dataset.filename, root / dataset.filename)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{dataset.url} cannot be fetched into {root} ({error}): fetch it by hand and set data.root=... to where it is"
+        ) from error
