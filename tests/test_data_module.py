@@ -1,0 +1,165 @@
+"""The order of an epoch, its sharing among ranks, and the loaders."""
+
+import itertools
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from mdcs.data.arrays import Digits
+from mdcs.data.module import EpochOrder, LongTailData, require_even_share
+from mdcs.data.splits import Splits
+from mdcs.errors import UserError
+from mdcs.types import Batch
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return Digits(val_fraction=0.1).splits()
+
+
+def steps_of_all_ranks(num_pictures: int, batch_size: int, world_size: int, seed: int = 0, epoch: int = 0, shuffle: bool = True) -> Any:
+    """steps[step][rank] = positions."""
+    orders = [EpochOrder(num_pictures, batch_size, seed, rank, world_size, shuffle) for rank in range(world_size)]
+    for order in orders:
+        order.set_epoch(epoch)
+    return list(zip(*orders, strict=True))
+
+
+@pytest.mark.parametrize("num_pictures", [60, 61, 62, 64, 71, 7])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_picture_once_and_evenly_shared(num_pictures: int, world_size: int) -> None:
+    order = EpochOrder(num_pictures, 12, world_size=world_size)
+    steps = steps_of_all_ranks(num_pictures, 12, world_size)
+    assert len(order) == len(steps)
+    seen = [position for step in steps for part in step for position in part]
+    assert len(seen) == len(set(seen)) == num_pictures - order.dropped and set(seen) <= set(range(num_pictures))
+    for number, step in enumerate(steps):
+        sizes = [len(part) for part in step]
+        assert sum(sizes) == order.rows(number) and min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+    assert [order.rows(number) for number in range(len(order) - 1)] == [12] * (len(order) - 1)
+
+
+def test_a_step_with_fewer_pictures_than_ranks_is_dropped() -> None:
+    dropped = {(rest, world): EpochOrder(60 + rest, 12, world_size=world).dropped for rest in (0, 1, 2, 3) for world in (1, 2, 3)}
+    assert {case for case, number in dropped.items() if number} == {(1, 2), (1, 3), (2, 3)}
+    assert dropped[2, 3] == 2 and len(EpochOrder(62, 12, world_size=3)) == 5 and len(EpochOrder(62, 12)) == 6
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_global_batches_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+    alone, shared = (steps_of_all_ranks(66, 12, world) for world in (1, world_size))
+    assert [list(itertools.chain(*step)) for step in shared] == [step[0] for step in alone]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    cases = {(seed, epoch): steps_of_all_ranks(50, 10, 1, seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
+    torch.manual_seed(123)
+    assert cases[0, 1] == steps_of_all_ranks(50, 10, 1, seed=0, epoch=1)
+    assert all(first != second for first, second in itertools.combinations(cases.values(), 2))
+
+
+def test_evaluation_keeps_the_order_and_drops_nothing() -> None:
+    steps = steps_of_all_ranks(13, 12, 3, shuffle=False)
+    assert [position for step in steps for part in step for position in part] == list(range(13))
+    assert sorted(len(part) for part in steps[1]) == [0, 0, 1]
+
+
+def test_training_batches(splits: Splits) -> None:
+    data = LongTailData(splits, batch_size=32)
+    loader = data.train_dataloader()
+    assert isinstance(loader.sampler, EpochOrder)
+    batches = list(loader)
+    assert [len(batch.labels) for batch in batches] == [32] * 8 + [16] and len(loader) == 9
+    for batch in batches:
+        assert isinstance(batch, Batch) and batch.images.shape == (1, len(batch.labels), 3, 8, 8) and batch.images.dtype == torch.uint8
+        assert torch.equal(batch.images[0], splits.train.images[batch.index]) and torch.equal(
+            batch.labels, splits.train.labels[batch.index]
+        )
+        assert batch.meta is None
+    assert torch.equal(torch.cat([batch.index for batch in batches]).sort().values, torch.arange(272))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_eval_loader_gives_each_picture_once_over_ranks(splits: Splits, split: str) -> None:
+    data = LongTailData(splits, batch_size=32, eval_batch_size=100)
+    ranks = [list(data.eval_loader(split, rank, 3)) for rank in range(3)]
+    assert len({len(batches) for batches in ranks}) == 1
+    index = torch.cat([batch.index for batches in ranks for batch in batches])
+    pictures = getattr(splits, split)
+    assert torch.equal(index.sort().values, torch.arange(len(pictures.labels)))
+    alone = list(data.eval_loader(split))
+    assert torch.equal(torch.cat([batch.index for batch in alone]), torch.arange(len(pictures.labels)))
+    assert torch.equal(torch.cat([batch.images[0] for batch in alone]), pictures.images)
+
+
+def test_an_empty_share_is_an_empty_batch(splits: Splits) -> None:
+    few = splits._replace(val=splits.test._replace(**{name: getattr(splits.test, name)[:1] for name in splits.test._fields}))
+    batches = list(LongTailData(few, batch_size=32).eval_loader("val", rank=0, world_size=2))
+    assert [batch.images.shape for batch in batches] == [(1, 0, 3, 8, 8)] and batches[0].index.dtype == torch.int64
+
+
+def test_workers_give_the_same_batches(splits: Splits) -> None:
+    with_workers, without = (LongTailData(splits, batch_size=64, num_workers=number).train_dataloader() for number in (1, 0))
+    for epoch in range(2):
+        for loader in (with_workers, without):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        for first, second in zip(with_workers, without, strict=True):
+            assert torch.equal(first.index, second.index) and torch.equal(first.images, second.images)
+
+
+def test_mistakes(splits: Splits) -> None:
+    with pytest.raises(UserError, match=r"^data\.batch_size=65 cannot be shared evenly by 2 devices: .* 64 or 66$"):
+        require_even_share(65, 2)
+    with pytest.raises(UserError, match=r"such as 4$"):
+        require_even_share(3, 4)
+    require_even_share(64, 2)
+    with pytest.raises(UserError, match=r"^data\.batch_size=0"):
+        LongTailData(splits, batch_size=0)
+    with pytest.raises(UserError, match=r"^data\.num_workers=-1"):
+        LongTailData(splits, batch_size=8, num_workers=-1)
+    with pytest.raises(UserError, match=r"^split=valid: this dataset has train, val, test$"):
+        LongTailData(splits, batch_size=8).eval_loader("valid")
+    no_val = LongTailData(splits._replace(val=None), batch_size=8)
+    assert no_val.val_dataloader() == []
+    with pytest.raises(UserError, match=r"has train, test; data\.val_fraction=0\.1 makes one"):
+        no_val.eval_loader("val")
+
+
+class Recorder(pl.LightningModule):
+    """Records which pictures each epoch brought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.train_index: list[list[int]] = []
+        self.val_index: list[int] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.train_index.append([])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.train_index[-1] += batch.index.tolist()
+        return self.weight * batch.images.float().mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.val_index += batch.index.tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*number of training batches.*")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with torch 2.15
+@pytest.mark.parametrize("has_val", [True, False])
+def test_lightning_sets_the_epoch(splits: Splits, has_val: bool) -> None:
+    recorder = Recorder()
+    data = LongTailData(splits if has_val else splits._replace(val=None), batch_size=32, seed=5)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    limits: dict[str, Any] = {"max_epochs": 2, "num_sanity_val_steps": 0, "limit_val_batches": 1.0 if has_val else 0}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, **limits, **quiet)
+    trainer.fit(recorder, datamodule=data)
+    expected = [[position for part in steps_of_all_ranks(272, 32, 1, 5, epoch) for position in part[0]] for epoch in range(2)]
+    assert recorder.train_index == expected
+    assert recorder.val_index == (list(range(33)) * 2 if has_val else [])
