@@ -1,0 +1,191 @@
+"""Operations on batches of uint8 pictures (B, 3, H, W) with one parameter per picture, a (B,) tensor on the pictures' device.
+
+Pixels are Pillow's: where Pillow truncates, clips or works in 16.16 fixed point, so do these. Pictures need not be square.
+Three families: *places* move pixels (`take` reads every picture at its own coordinates), *tables* map grey levels (`look_up` reads a
+(B, 3, 256) table), *blends* mix a picture with a degenerate of itself. G = 256 grey levels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def take(images_B3HW: Tensor, y: Tensor, x: Tensor, fill: int) -> Tensor:
+    """out[b, :, i, j] = images[b, :, y[b, i, j], x[b, i, j]], or `fill` outside. y, x: integers that broadcast to (B, H, W)."""
+    height, width = images_B3HW.shape[2:]
+    framed_B3P = F.pad(images_B3HW, (1, 1, 1, 1), value=fill).flatten(2)  # every outside place is clamped onto the frame of fill
+    place_BHW = y.clamp(-1, height) * (width + 2) + (x.clamp(-1, width) + (width + 3))
+    return framed_B3P.gather(2, place_BHW.long().flatten(1).unsqueeze(1).expand(-1, 3, -1)).view(images_B3HW.shape)
+
+
+def shift(images_B3HW: Tensor, down_B: Tensor, right_B: Tensor, fill: int = 0, mirrored_B: Tensor | None = None) -> Tensor:
+    """Picture b seen through a window moved by `down` and `right` whole pixels (int64), then mirrored left to right where asked (bool).
+
+    A random crop after padding p is a move by −p..p; a flip alone is a move by 0.
+    """
+    rows_H, columns_W = _axes(images_B3HW)
+    columns_BW = columns_W.expand(len(images_B3HW), -1)
+    if mirrored_B is not None:
+        columns_BW = torch.where(mirrored_B[:, None], columns_W.flip(0), columns_W)
+    return take(images_B3HW, (rows_H + down_B[:, None])[:, :, None], (columns_BW + right_B[:, None])[:, None, :], fill)
+
+
+def translate(images_B3HW: Tensor, down_B: Tensor, right_B: Tensor, fill: int = 128) -> Tensor:
+    """`shift` by fractions of a pixel, nearest neighbour: `Image.transform(AFFINE, (1, 0, right, 0, 1, down))`."""
+    return shift(images_B3HW, (down_B + 0.5).floor().long(), (right_B + 0.5).floor().long(), fill)
+
+
+def rotate(images_B3HW: Tensor, degrees_B: Tensor, fill: int) -> Tensor:
+    """Turn counter-clockwise about the centre, nearest neighbour: `Image.rotate`, whose 16.16 fixed point decides ties."""
+    height, width = images_B3HW.shape[2:]
+    rows_H, columns_W = (axis.int() for axis in _axes(images_B3HW))
+    angle_B11 = degrees_B.double().deg2rad()[:, None, None]
+    cos, sin = angle_B11.cos(), angle_B11.sin()
+    middle_y, middle_x = height / 2, width / 2
+    start_x = middle_x - cos * (middle_x - 0.5) + sin * (middle_y - 0.5)  # source of the centre of pixel (0, 0)
+    start_y = middle_y - sin * (middle_x - 0.5) - cos * (middle_y - 0.5)
+    fixed_cos, fixed_sin = _fixed_point(cos), _fixed_point(sin)
+    x_BHW = _fixed_point(start_x) + fixed_cos * columns_W + _fixed_point(-sin) * rows_H[:, None]
+    y_BHW = _fixed_point(start_y) + fixed_sin * columns_W + fixed_cos * rows_H[:, None]
+    return take(images_B3HW, y_BHW >> 16, x_BHW >> 16, fill)
+
+
+def shear_x(images_B3HW: Tensor, slope_B: Tensor, fill: int = 128) -> Tensor:
+    """Row y moves by slope·(y + ½): `Image.transform(AFFINE, (1, slope, 0, 0, 1, 0), BICUBIC)`, Pillow's cubic (a = −1), truncated."""
+    width = images_B3HW.shape[3]
+    rows_H, columns_W = _axes(images_B3HW)
+    source_BHW = (columns_W + 0.5) + slope_B.double()[:, None, None] * (rows_H[:, None] + 0.5)
+    left_BHW = (source_BHW - 0.5).floor()
+    d = (source_BHW - 0.5 - left_BHW).unsqueeze(1)
+    taps = (left_BHW.long() + k for k in (-1, 0, 1, 2))
+    v1, v2, v3, v4 = (images_B3HW.gather(3, tap.clamp(0, width - 1).unsqueeze(1).expand(-1, 3, -1, -1)).double() for tap in taps)
+    cubic = v2 + d * ((v3 - v1) + d * ((2 * (v1 - v2) + v3 - v4) + d * (v2 - v1 - v3 + v4)))
+    inside_B1HW = ((source_BHW >= 0) & (source_BHW < width)).unsqueeze(1)
+    return torch.where(inside_B1HW, cubic.clamp(0, 255), fill).to(torch.uint8)
+
+
+def shear_y(images_B3HW: Tensor, slope_B: Tensor, fill: int = 128) -> Tensor:
+    """Column x moves by slope·(x + ½); see `shear_x`."""
+    return shear_x(images_B3HW.mT, slope_B, fill).mT
+
+
+def warp(images_B3HW: Tensor, matrix_B23: Tensor) -> Tensor:
+    """Bilinear: out at (x, y) reads `matrix`·(x, y, 1), in pixels from the picture's centre; 0 outside; rounded to the nearest level."""
+    height, width = images_B3HW.shape[2:]
+    rows_H, columns_W = _axes(images_B3HW)
+    y_H1, x_W = (rows_H - (height - 1) / 2).float()[:, None], (columns_W - (width - 1) / 2).float()
+    # Not a matrix product: its order of summation, so its rounding, may depend on the size of the batch.
+    source_BHW = [m[:, 0, None, None] * x_W + m[:, 1, None, None] * y_H1 + m[:, 2, None, None] for m in matrix_B23.unbind(1)]
+    grid_BHW2 = torch.stack([source_BHW[0] * (2 / width), source_BHW[1] * (2 / height)], dim=-1)
+    return F.grid_sample(images_B3HW.float(), grid_BHW2, align_corners=False).round().to(torch.uint8)
+
+
+def affine(radians_B: Tensor, scale_B: Tensor, slope_B: Tensor, down_B: Tensor, right_B: Tensor) -> Tensor:
+    """(B, 2, 3) for `warp`: R(radians)·(1, slope; 0, 1)/scale in axes (x right, y down), then a window moved by (right, down) pixels."""
+    cos, sin = radians_B.cos() / scale_B, radians_B.sin() / scale_B
+    x_row, y_row = (cos, cos * slope_B - sin, right_B), (sin, sin * slope_B + cos, down_B)
+    return torch.stack([torch.stack(x_row, dim=1), torch.stack(y_row, dim=1)], dim=1)
+
+
+def cutout(images_B3HW: Tensor, y_B: Tensor, x_B: Tensor, size: int) -> Tensor:
+    """Black (0) square of side `size` about pixel (y, x), from −size//2 on, clipped at the border. arXiv:1708.04552."""
+    rows_H, columns_W = _axes(images_B3HW)
+    top_B1, left_B1 = y_B[:, None] - size // 2, x_B[:, None] - size // 2
+    in_rows_BH = (rows_H >= top_B1) & (rows_H < top_B1 + size)
+    in_columns_BW = (columns_W >= left_B1) & (columns_W < left_B1 + size)
+    return images_B3HW * ~(in_rows_BH[:, :, None] & in_columns_BW[:, None, :]).unsqueeze(1)
+
+
+def color(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
+    """`ImageEnhance.Color`: blend with the picture's luma."""
+    return _blend(_luma(images_B3HW), images_B3HW, factor_B)
+
+
+def sharpness(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
+    """`ImageEnhance.Sharpness`: blend with the picture smoothed by (1 1 1; 1 5 1; 1 1 1)/13, whose outermost pixels stay as they are."""
+    smooth_B3HW = images_B3HW.int()
+    across = smooth_B3HW[..., :-2] + smooth_B3HW[..., 1:-1] + smooth_B3HW[..., 2:]
+    inner = smooth_B3HW[..., 1:-1, 1:-1]
+    total = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :] + 4 * inner
+    inner.copy_((2 * total + 13) // 26)  # total/13 rounded; 13 is odd, so there are no ties
+    return _blend(smooth_B3HW, images_B3HW, factor_B)
+
+
+def look_up(images_B3HW: Tensor, table_B3G: Tensor) -> Tensor:
+    """out[b, c, i, j] = table[b, c, images[b, c, i, j]]; table (B, 3, 256) or (B, 1, 256) uint8."""
+    return table_B3G.expand(-1, 3, -1).gather(2, images_B3HW.flatten(2).long()).view(images_B3HW.shape)
+
+
+def invert_table(images_B3HW: Tensor) -> Tensor:
+    """(B, 1, 256): 255 − g."""
+    return (255 - _levels(images_B3HW)).to(torch.uint8).expand(len(images_B3HW), 1, -1)
+
+
+def posterize_table(images_B3HW: Tensor, bits_B: Tensor) -> Tensor:
+    """(B, 1, 256): keep the `bits` (int64, 1..8) highest bits of each level."""
+    low_B11 = (8 - bits_B)[:, None, None]
+    return (_levels(images_B3HW) >> low_B11 << low_B11).to(torch.uint8)
+
+
+def solarize_table(images_B3HW: Tensor, threshold_B: Tensor) -> Tensor:
+    """(B, 1, 256): g below `threshold`, else 255 − g."""
+    levels_G = _levels(images_B3HW)
+    return torch.where(levels_G < threshold_B[:, None, None], levels_G, 255 - levels_G).to(torch.uint8)
+
+
+def brightness_table(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
+    """(B, 1, 256): `ImageEnhance.Brightness`, a blend with black."""
+    levels_11G = _levels(images_B3HW)[None, None]
+    return _blend(torch.zeros_like(levels_11G), levels_11G, factor_B)
+
+
+def contrast_table(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
+    """(B, 1, 256): `ImageEnhance.Contrast`, a blend with the picture's mean luma, rounded."""
+    pixels = images_B3HW.shape[2] * images_B3HW.shape[3]
+    mean_B = (2 * _luma(images_B3HW).sum(dim=(1, 2, 3)) + pixels) // (2 * pixels)
+    return _blend(mean_B[:, None, None], _levels(images_B3HW)[None, None], factor_B)
+
+
+def autocontrast_table(images_B3HW: Tensor) -> Tensor:
+    """(B, 3, 256): `ImageOps.autocontrast`: each channel's darkest level goes to 0, its brightest to 255; a constant channel stays."""
+    low_B31, high_B31 = (image_B3.double().unsqueeze(2) for image_B3 in images_B3HW.flatten(2).aminmax(dim=2))
+    levels_G = _levels(images_B3HW)
+    scale_B31 = torch.full_like(low_B31, 255) / (high_B31 - low_B31)  # `255 / tensor` multiplies by the reciprocal, and truncation shows it
+    stretched_B3G = (levels_G * scale_B31 - low_B31 * scale_B31).clamp(0, 255)
+    return torch.where(high_B31 > low_B31, stretched_B3G, levels_G).to(torch.uint8)
+
+
+def equalize_table(images_B3HW: Tensor) -> Tensor:
+    """(B, 3, 256): `ImageOps.equalize` with its integer steps; a channel without 255 pixels below its brightest level stays."""
+    values_B3P = images_B3HW.flatten(2).long()
+    counts_B3G = torch.zeros(*values_B3P.shape[:2], 256, dtype=torch.int64, device=values_B3P.device)
+    counts_B3G.scatter_add_(2, values_B3P, torch.ones_like(values_B3P))
+    brightest_B31 = counts_B3G.gather(2, values_B3P.amax(dim=2, keepdim=True))
+    step_B31 = (values_B3P.shape[2] - brightest_B31) // 255
+    below_B3G = counts_B3G.cumsum(2) - counts_B3G
+    equal_B3G = ((step_B31 // 2 + below_B3G) // step_B31.clamp(min=1)).clamp(max=255)
+    return torch.where(step_B31 > 0, equal_B3G, _levels(images_B3HW)).to(torch.uint8)
+
+
+def _axes(images: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.arange(images.shape[2], device=images.device), torch.arange(images.shape[3], device=images.device)
+
+
+def _levels(images: Tensor) -> Tensor:
+    return torch.arange(256, device=images.device)
+
+
+def _fixed_point(number: Tensor) -> Tensor:
+    return (number * 65536 + 0.5).floor().int()
+
+
+def _luma(images_B3HW: Tensor) -> Tensor:
+    """(B, 1, H, W) int32, ITU-R 601-2 in 16 bits, as `Image.convert("L")`: (19595 R + 38470 G + 7471 B + 2¹⁵) >> 16."""
+    red, green, blue = images_B3HW.int().split(1, dim=1)
+    return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+
+
+def _blend(degenerate: Tensor, images: Tensor, factor_B: Tensor) -> Tensor:
+    """`Image.blend`: degenerate + factor·(images − degenerate) in float32, clipped and truncated. The first axis is B."""
+    factor = factor_B.float().view(-1, *[1] * (images.dim() - 1))
+    return (degenerate + factor * (images.int() - degenerate)).clamp(0, 255).to(torch.uint8)

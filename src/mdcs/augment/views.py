@@ -1,0 +1,108 @@
+"""From a batch of uint8 pictures to the normalised float views that losses ask for."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdcs.errors import UserError
+from mdcs.randomness import generator
+from mdcs.types import Batch, Policy, Views
+
+
+class Augment(nn.Module):
+    """Batch -> Views: each view is its policy on the stored pictures, then mean pooling, /255, (x − mean)/std.
+
+    A picture's random numbers are its row of one table per (seed, epoch, position of the view, name of the view), so they depend on
+    neither the rest of the batch, nor its order, nor the rank, nor the number of workers.
+
+    `mean`, `std`: of the three channels, pixels in [0, 1]. `num_pictures`: of the split that `batch.index` points into. `downscale`:
+    side of the squares of pixels averaged into one, after the policy.
+    """
+
+    def __init__(
+        self,
+        weak: Policy,
+        strong: Policy,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_pictures: int,
+        seed: int = 0,
+        downscale: int = 1,
+    ) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UserError(f"mean={list(mean)}, std={list(std)}: expected three numbers each, std above 0; give one per colour channel")
+        if num_pictures < 1:
+            raise UserError(f"num_pictures={num_pictures}: expected at least 1; give the number of pictures of the training split")
+        if downscale < 1:
+            raise UserError(f"downscale={downscale}: expected a whole number of pixels, at least 1; set augment.downscale=1 for no pooling")
+        self.policies = nn.ModuleDict({"weak": weak, "strong": strong})
+        self._draws = {"weak": weak.draws, "strong": strong.draws}
+        # Plain numbers: buffers would be rounded to bfloat16 together with the network's weights.
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.num_pictures = num_pictures
+        self.seed = seed
+        self.downscale = downscale
+        self._epoch: int | None = None
+        self._tables: dict[tuple[str, int, torch.device], Tensor] = {}  # of the current epoch only
+
+    def check(self, views: tuple[str, ...]) -> None:
+        """Raise if a loss asks for a view that there is no policy for."""
+        for name in views:
+            if name not in self.policies:
+                raise UserError(f"view {name!r}: expected one of {', '.join(self.policies)}; correct `views` of the loss")
+
+    @torch.no_grad()
+    def forward(
+        self,
+        batch: Batch,
+        views: tuple[str, ...],
+        num_classes: int,
+        epoch: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> Views:
+        """`views` names the policy of each view, in order. images (V, B, 3, h, w) `dtype`, whose flattening to (V·B, 3, h, w) is a
+        channels_last view of the same memory; targets (B, C) float32 one-hot; index and meta as given."""
+        stored_VB3HW = batch.images
+        assert len(stored_VB3HW) in (1, len(views)), f"{len(stored_VB3HW)} stored pictures for {len(views)} views"
+        rows, (height, width) = stored_VB3HW.shape[1], (side // self.downscale for side in stored_VB3HW.shape[3:])
+        images_N3HW = self._empty(len(views) * rows, height, width, dtype, stored_VB3HW.device)
+        for v, name in enumerate(views):
+            stored_B3HW = stored_VB3HW[v if len(stored_VB3HW) > 1 else 0]
+            uniform_BR = self._table(name, v, epoch, stored_B3HW.device)[batch.index]
+            augmented_B3HW = self.policies[name](stored_B3HW, uniform_BR)
+            images_N3HW[v * rows : (v + 1) * rows].copy_(self._normalise(augmented_B3HW))
+        targets_BC = F.one_hot(batch.labels, num_classes).float()
+        return Views(images_N3HW.unflatten(0, (len(views), rows)), targets_BC, batch.index, batch.meta)
+
+    @torch.no_grad()
+    def plain(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The pictures without augmentation, for evaluation: (N, 3, H, W) uint8 -> (N, 3, h, w) `dtype`, channels_last."""
+        normal_N3HW = self._normalise(images)
+        height, width = normal_N3HW.shape[2:]
+        return self._empty(len(images), height, width, dtype, images.device).copy_(normal_N3HW)
+
+    def _table(self, name: str, position: int, epoch: int, device: torch.device) -> Tensor:
+        """(num_pictures, R) uniform numbers in [0, 1): drawn on the CPU, so that every device sees the same."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._tables.clear()
+        place = (name, position, device)
+        if place not in self._tables:
+            key = generator(self.seed, f"augment/{name}", epoch, position)
+            self._tables[place] = torch.rand(self.num_pictures, self._draws[name], generator=key).to(device)
+        return self._tables[place]
+
+    def _normalise(self, images_B3HW: Tensor) -> Tensor:
+        mean_311, std_311 = (torch.tensor(s, device=images_B3HW.device).view(3, 1, 1) for s in (self.mean, self.std))
+        pixels = images_B3HW.float()
+        if self.downscale > 1:
+            pixels = F.avg_pool2d(pixels, self.downscale)
+        return pixels.div_(255).sub_(mean_311).div_(std_311)
+
+    @staticmethod
+    def _empty(rows: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        shape = (rows, 3, height, width)
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
