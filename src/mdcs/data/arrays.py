@@ -14,13 +14,13 @@ from torch import Tensor
 
 from mdcs.data.archives import LAYOUTS, layout_of, read_archive, read_folder
 from mdcs.data.classes import Profile, long_tailed_counts
-from mdcs.data.splits import Listing, Source, Splits, long_tailed_splits
+from mdcs.data.splits import DataSource, Listing, Source, Splits, long_tailed_splits
 from mdcs.data.store import open_store, picture_source
 from mdcs.errors import UserError
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(DataSource):
     """digits-LT: scikit-learn's 1,797 real 8x8 digits, grey copied to three channels; 600 for the test, 305 for training at IF 50.
 
     `RandomState(0)` shuffles each class, in ascending order, and its first 60 pictures are the test split, always. Of the rest, in the
@@ -63,7 +63,7 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Cifar:
+class Cifar(DataSource):
     """CIFAR-10-LT and CIFAR-100-LT, or any pictures of one size in class folders, made long-tailed; the whole test split.
 
     `root` is an official archive or its unpacked folder, or a directory holding one of them, or a folder or zip of train/<class>/* and

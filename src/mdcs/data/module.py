@@ -106,7 +106,10 @@ class LongTailData(pl.LightningDataModule):
         rank, world_size = self._rank_and_world_size()
         require_even_share(self.batch_size, world_size)
         train = self.splits.train
-        return self._loader(train, EpochOrder(len(train.labels), self.batch_size, self.seed, rank, world_size))
+        order = EpochOrder(len(train.labels), self.batch_size, self.seed, rank, world_size)
+        if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return self._loader(train, order)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """This rank's share of the validation split, or an empty list.

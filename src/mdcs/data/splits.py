@@ -1,7 +1,7 @@
 """What every data source yields: three sets of pictures in memory, the classes, and what the user should be told."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,17 @@ from torch import Tensor
 from mdcs.data.classes import carve_validation, long_tailed_subset
 from mdcs.errors import UserError
 from mdcs.types import Classes
+
+
+class DataSource:
+    """What `data._target_` may name: a dataclass whose fields are the configuration keys. Nothing is read before `splits`."""
+
+    mean: ClassVar[tuple[float, float, float]]  # of the three channels, pixels in [0, 1]
+    std: ClassVar[tuple[float, float, float]]
+
+    def splits(self) -> "Splits":
+        """Read the dataset."""
+        raise NotImplementedError
 
 
 class Pictures(NamedTuple):
@@ -84,7 +95,7 @@ def long_tailed_splits(
     """
     available = source.train_counts()
     for name, count, most in zip(source.names, counts, available, strict=True):
-        if not 0 < count <= most:
+        if not 0 <= count <= most:
             raise UserError(f"class '{name}' would have {count} training pictures of {most}: lower data.imbalance_factor")
     subset = long_tailed_subset(source.train.labels, list(counts), subset_seed)
     kept, carved = carve_validation(source.train.labels[subset], val_fraction, subset_seed)

@@ -1,0 +1,167 @@
+"""Configuration to parts: the only place where data, augmentation, network, loss and optimiser meet."""
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mdcs import config
+from mdcs.augment.views import Augment
+from mdcs.data.module import LongTailData, require_even_share
+from mdcs.data.splits import DataSource, Splits
+from mdcs.errors import UserError
+from mdcs.evaluation.predictions import classes_from_json
+from mdcs.instantiate import call, check_arguments, instantiate, resolve
+from mdcs.models.expert_net import ExpertNet
+from mdcs.training.module import LongTailModule
+from mdcs.training.schedule import Schedule
+from mdcs.types import Backbone, Classes, Loss
+
+LOADER_KEYS = ("batch_size", "num_workers")
+SCHEDULE_KEYS = ("schedule", "warmup_epochs", "milestones", "gamma")
+
+
+@dataclass
+class Run:
+    """The parts of one run. `folder` is where it is, once it is on disk."""
+
+    config: dict[str, Any]
+    source: DataSource
+    classes: Classes
+    net: ExpertNet
+    module: LongTailModule
+    folder: Path | None = None
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The pictures, read when they are first asked for: a loaded run predicts without its dataset."""
+        return self.source.splits()
+
+    def data(self) -> LongTailData:
+        """Loaders over the splits."""
+        loader = {key: self.config["data"][key] for key in LOADER_KEYS}
+        return LongTailData(self.splits, **loader, seed=self.config["seed"])
+
+    def load_weights(self, path: Path) -> "Run":
+        """Put the network's weights of a checkpoint in place."""
+        if not path.exists():
+            raise UserError(f"{path}: there is no such checkpoint; best.ckpt needs a validation split (data.val_fraction)")
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        self.net.load_state_dict({name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")})
+        return self
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | np.ndarray[Any, Any], batch_size: int = 512) -> Tensor:
+        """Raw logits (N, K, C) of uint8 pictures (N, 3, H, W); `combine(logits)` of mdcs.evaluation is the ensemble's answer (N, C)."""
+        pictures_N3HW = torch.as_tensor(images)
+        if pictures_N3HW.dtype != torch.uint8 or pictures_N3HW.ndim != 4 or pictures_N3HW.shape[1] != 3:
+            raise UserError(f"pictures must be uint8 (N, 3, H, W), not {pictures_N3HW.dtype} {tuple(pictures_N3HW.shape)}")
+        self.net.eval()
+        device, dtype = (lambda weight: (weight.device, weight.dtype))(next(self.net.parameters()))
+        chunks = [self.net(self.module.augment.plain(chunk.to(device), dtype)).logits.cpu() for chunk in pictures_N3HW.split(batch_size)]
+        return torch.cat(chunks) if chunks else torch.empty(0, self.net.num_experts, len(self.classes))
+
+
+def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
+    """Make all parts from the plain, resolved configuration. Reads the dataset, unless `classes` (of a stored run) are given."""
+    cfg = dict(cfg)
+    check_scalars(cfg)
+    pl.seed_everything(cfg["seed"], workers=True, verbose=False)
+    source: DataSource = instantiate({k: v for k, v in cfg["data"].items() if k not in LOADER_KEYS}, DataSource, "data")
+    schedule = make_schedule(cfg)
+    optimiser = make_optimiser(cfg["optim"])
+    num_experts = cfg["model"]["num_experts"]
+    if not isinstance(num_experts, int) or num_experts < 1:
+        raise UserError(f"model.num_experts={num_experts!r}: expected a whole number from 1")
+    backbone_keys = {k: v for k, v in cfg["model"].items() if k != "head"}
+    backbone = instantiate(backbone_keys, Backbone, "model")
+    splits = source.splits() if classes is None else None
+    if splits is not None:
+        classes = splits.classes
+    assert classes is not None
+
+    head = cfg["model"]["head"]
+    check_arguments(ExpertNet, {"head": head}, "model", {"backbone": backbone, "num_classes": len(classes)})
+    net = ExpertNet(backbone, len(classes), head).to(memory_format=torch.channels_last)
+    loss = instantiate(cfg["loss"], Loss, "loss", classes=classes, num_experts=num_experts)
+    num_pictures = int(classes.counts.sum())
+    augment = instantiate(cfg["augment"], Augment, "augment", mean=source.mean, std=source.std, num_pictures=num_pictures, seed=cfg["seed"])
+    augment.check(loss.views)
+    module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"])
+    run = Run(cfg, source, classes, net, module)
+    if splits is not None:
+        run.splits = splits
+        run.data()  # refuses bad loader settings before anything is written
+    return run
+
+
+def load(folder: str | Path) -> Run:
+    """A finished or unfinished run with the weights it predicts with; its dataset is not read.
+
+    >>> mdcs.load("runs/digits-resnet8-mdcs/2026-01-01_12-00-00").predict(images)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").exists() or not (folder / "classes.json").exists():
+        raise UserError(f"{folder}: not a run folder, it has no config.yaml with classes.json beside it")
+    cfg = config.read_yaml(folder / "config.yaml")
+    run = build(cfg, classes_from_json(folder / "classes.json"))
+    run.folder = folder
+    return run.load_weights(folder / "checkpoints" / f"{cfg['checkpoint']}.ckpt")
+
+
+def check_scalars(cfg: Mapping[str, Any]) -> None:
+    """The settings that no constructor checks."""
+    seed, checkpoint = cfg["seed"], cfg["checkpoint"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"checkpoint={checkpoint!r}: expected last, or best (on validation)")
+    if checkpoint == "best" and not cfg["data"].get("val_fraction"):
+        raise UserError("checkpoint=best needs a validation split: set data.val_fraction, for example 0.1 (it is never chosen on test)")
+    require_even_share(cfg["data"]["batch_size"], 1) if isinstance(cfg["data"]["batch_size"], int) else None
+    for key in LOADER_KEYS:
+        if not isinstance(cfg["data"][key], int):
+            raise UserError(f"data.{key}={cfg['data'][key]!r}: expected a whole number")
+
+
+def make_schedule(cfg: Mapping[str, Any]) -> Schedule:
+    """The learning-rate schedule from the `optim` keys that are not the optimiser's."""
+    max_epochs = cfg["trainer"]["max_epochs"]
+    if not isinstance(max_epochs, int) or isinstance(max_epochs, bool) or max_epochs < 1:
+        raise UserError(f"trainer.max_epochs={max_epochs!r}: expected a whole number from 1")
+    arguments = {key: cfg["optim"][key] for key in SCHEDULE_KEYS}
+    check_arguments(Schedule, arguments, "optim", {"max_epochs": max_epochs})
+    return Schedule(max_epochs, **arguments)
+
+
+def make_optimiser(node: Mapping[str, Any]) -> Any:
+    """A function from parameters to an optimiser; tried on one parameter, so that bad settings are refused now."""
+    cls = resolve(node.get("_target_"), Optimizer, "optim")
+    arguments = {key: value for key, value in node.items() if key not in (*SCHEDULE_KEYS, "_target_")}
+    check_arguments(cls, arguments, "optim", {"params": None})
+
+    def optimiser(parameters: Iterable[Tensor]) -> Optimizer:
+        made: Optimizer = call(cls, "optim", parameters, **arguments)
+        return made
+
+    optimiser([torch.nn.Parameter(torch.zeros(1))])
+    return optimiser
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that mdcs runs from, "-dirty" if it has changes; None outside one."""
+    command = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        tracked = command(["git", "ls-files", "--error-unmatch", Path(__file__).name])
+        described = command(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
+    except OSError:
+        return None
+    return described.stdout.strip() or None if tracked.returncode == 0 else None

@@ -1,0 +1,175 @@
+"""The command line: `mdcs VERB key=value ...`. Help and mistakes in the verb answer before Hydra or torch is imported."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
+
+from mdcs import config
+from mdcs.errors import UserError
+from mdcs.instantiate import suggestion
+
+if TYPE_CHECKING:
+    from mdcs.build import Run
+
+VERBS = {
+    "train": "train, predict on the test split, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
+    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...]: scores from stored predictions or from a checkpoint",
+}
+
+EXAMPLES = """`mdcs train --cfg job` prints every setting; trainer.* takes any argument of Lightning's Trainer. Examples:
+  mdcs train loss=ce model.num_experts=1
+  mdcs train data=cifar100 data.root=cifar-100-python.tar.gz trainer.max_epochs=100
+  mdcs train -m loss=ce,mdcs 'seed=range(3)'"""
+
+
+def main() -> None:
+    """Entry point. Exit code 0 = done, 2 = the user's mistake in one line on stderr, 130 = interrupted."""
+    words = sys.argv[1:]
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(usage())
+        elif words[0] == "--version":
+            import mdcs
+
+            print(mdcs.__version__)
+        elif words[0] not in VERBS:
+            raise UserError(f"{words[0]}: there is no such verb{suggestion(words[0], list(VERBS))}; `mdcs --help` explains them")
+        elif {"-h", "--help"} & set(words[1:]):
+            print(usage(words[0]))
+        else:
+            run_verb(words[0], words[1:])
+    except UserError as mistake:
+        sys.exit(told(mistake))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def told(mistake: UserError) -> int:
+    """Print the mistake in one line; exit code 2."""
+    print(f"mdcs: {' '.join(str(mistake).split())}", file=sys.stderr)
+    return 2
+
+
+def usage(verb: str | None = None) -> str:
+    """Help text: the verbs, or one verb with the choices of each configuration group."""
+    if verb is None:
+        verbs = "\n".join(f"  {name:<10}{what}" for name, what in VERBS.items())
+        return f"mdcs VERB key=value ...\n\n{verbs}\n\nmdcs VERB --help shows a verb's settings."
+    text = f"mdcs {verb} {VERBS[verb]}"
+    if verb == "train":
+        groups = sorted(folder for folder in config.conf_dir().iterdir() if folder.is_dir())
+        choices = "\n".join(f"  {group.name}={'|'.join(sorted(file.stem for file in group.glob('*.yaml')))}" for group in groups)
+        default = (config.conf_dir() / "config.yaml").read_text(encoding="utf-8")
+        text += f"\n\nChoices:\n{choices}\n\nThe default run:\n{indent(default, '  ')}\n{EXAMPLES}"
+    return text
+
+
+def run_verb(verb: str, words: list[str]) -> None:
+    """Dispatch; words that begin with - are Hydra's own flags."""
+    screen = logging.StreamHandler(sys.stderr)
+    screen.setLevel(logging.INFO)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("mdcs").addHandler(screen)
+    if any(word.startswith("-") for word in words):
+        through_hydra(verb, words)
+    elif verb == "train":
+        train_words(words)
+    else:
+        evaluate_words(words)
+
+
+def train_words(words: list[str]) -> "Run":
+    """`mdcs train` for a single run."""
+    resumed = [word for word in words if word.startswith("resume=")]
+    if resumed:
+        folder = Path(config.absolute(resumed[0].removeprefix("resume=")))
+        return resume_words(folder, [word for word in words if word not in resumed])
+    cfg = config.compose("train", words)
+    folder = Path(str(cfg.hydra.run.dir))
+    return train_config(config.plain(cfg), folder)
+
+
+def train_config(cfg: dict[str, Any], folder: Path) -> "Run":
+    """Train a composed configuration. Paths are made absolute: the run must be readable from any folder."""
+    if cfg["data"].get("root"):
+        cfg["data"]["root"] = config.absolute(cfg["data"]["root"])
+    from mdcs.train import train
+
+    return train(cfg, Path(config.absolute(str(folder))))
+
+
+def resume_words(folder: Path, words: list[str]) -> "Run":
+    """`mdcs train resume=DIR`: the run's own configuration; only what does not change the result may be overridden."""
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"resume={folder}: not a run folder, it has no config.yaml")
+    cfg = config.read_yaml(folder / "config.yaml")
+    from omegaconf import OmegaConf
+
+    from mdcs.train import RESUMABLE, resume
+
+    for word in words:
+        name, equals, value = word.lstrip("+").partition("=")
+        if name.startswith("hydra."):  # added by launchers
+            continue
+        if not equals or name not in RESUMABLE:
+            raise UserError(f"{word}: a resumed run keeps its configuration; only {', '.join(RESUMABLE)} may be changed")
+        cfg = OmegaConf.to_container(OmegaConf.merge(cfg, OmegaConf.from_dotlist([f"{name}={value}"])))  # type: ignore[assignment]
+    return resume(cfg, folder)
+
+
+def evaluate_words(words: list[str]) -> dict[str, Any]:
+    """`mdcs evaluate`."""
+    cfg = config.plain(config.compose("evaluate", [f"++{word}" if word.startswith("data.") else word for word in words]))
+    from mdcs.evaluate import evaluate
+
+    return evaluate(config.absolute(cfg["run"]), cfg["split"], cfg["checkpoint"], cfg["data"])
+
+
+def through_hydra(verb: str, words: list[str]) -> None:
+    """Hydra's own entry point: sweeps (-m), --cfg, --info, --config-dir."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    if verb != "train":
+        raise UserError(f"mdcs {verb} takes key=value words only, not {' '.join(word for word in words if word.startswith('-'))}")
+    given, failures = list(sys.argv), []
+
+    def task(cfg: Any) -> None:
+        hydra_cfg = HydraConfig.get()
+        # Lightning starts other ranks by repeating sys.argv, which must be what the user wrote.
+        inner, sys.argv = sys.argv, given
+        try:
+            if hydra_cfg.mode is RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
+                raise UserError(
+                    f"-m with trainer.devices={cfg.trainer.devices}: each rank would run the whole sweep; sweep with one device a job "
+                    "(hydra/launcher=joblib or submitit runs several at once), or give `mdcs train trainer.devices=...` one run at a time"
+                )
+            train_config(config.plain(cfg), Path(hydra_cfg.runtime.output_dir))
+        except UserError as mistake:
+            folder = Path(hydra_cfg.runtime.output_dir)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+            if hydra_cfg.mode is not RunMode.MULTIRUN:
+                raise
+            told(UserError(f"job {hydra_cfg.job.num} ({' '.join(hydra_cfg.overrides.task)}): {mistake}"))
+            failures.append(mistake)
+        finally:
+            sys.argv = inner
+
+    config.register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and exiting 1
+    sys.argv = [given[0], *config.hydra_words(words)]
+    try:
+        hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base=config.VERSION_BASE)(task)()
+    except (HydraException, OmegaConfBaseException) as refusal:
+        raise UserError(config.in_one_line(refusal)) from refusal
+    finally:
+        sys.argv = given
+    if failures:
+        raise UserError(f"{len(failures)} of the sweep's jobs failed, see above")

@@ -1,0 +1,134 @@
+"""Command-line words to a configuration: Hydra composes it; this file quotes paths before, and puts refusals into one line after.
+
+Nothing here imports torch, so a mistake in a key is told within a second.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mdcs.errors import UserError
+from mdcs.instantiate import suggestion
+
+PATH_KEYS = ("run", "resume", "input", "output", "file", "data.root", "data.file", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
+VERSION_BASE = "1.3"
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the package when installed from a wheel, beside `src` in a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def hydra_words(words: Sequence[str]) -> list[str]:
+    """Command-line words as Hydra's grammar takes them: paths quoted, `trainer.x` allowed for any argument x of Lightning's."""
+    return [_hydra_word(word) for word in words]
+
+
+def _hydra_word(word: str) -> str:
+    name, equals, value = word.partition("=")
+    bare = name.lstrip("+")
+    if equals and bare in PATH_KEYS:
+        if re.fullmatch(r"""(["']).*\1""", value):  # quoted by the caller: Lightning does so when it starts other ranks
+            return word
+        # In a quoted value Hydra reads backslashes as escapes only before a quote (or at the end).
+        escaped = re.sub(r'(\\*)("|$)', lambda m: m.group(1) * 2 + ('\\"' if m.group(2) else ""), value)
+        return f'{name}="{escaped}"'
+    if bare.startswith("trainer.") and not word.startswith(("+", "~")):
+        return "++" + word
+    return word
+
+
+def compose(verb: str, words: Sequence[str]) -> Any:
+    """The configuration (a DictConfig with its `hydra` node) of `verb` with the overrides `words`, or UserError."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    name = "config" if verb == "train" else verb
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+            return hydra.compose(name, hydra_words(words), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as refusal:
+        raise UserError(in_one_line(refusal, name)) from refusal
+
+
+def register_resolvers() -> None:
+    """`${run_name:${hydra.runtime.choices}}` is the experiment's name, or data-model-loss."""
+    from omegaconf import OmegaConf
+
+    def run_name(choices: Any) -> str:
+        experiment = choices.get("experiment")
+        return str(experiment) if experiment not in (None, "null") else "-".join(choices[group] for group in ("data", "model", "loss"))
+
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def in_one_line(refusal: Exception, name: str = "config") -> str:
+    """What Hydra or OmegaConf refuses, in one line that says what to do."""
+    text = str(refusal)
+    unknown = re.search(r"(?:Key '(\S+)' is not in struct|Could not override '([^']+)')", text)
+    full_key = re.search(r"full_key: (\S+)", text)
+    if unknown:
+        key = full_key.group(1) if full_key else unknown.group(2) or unknown.group(1)
+        return f"{key}: there is no such setting{suggestion(key, _known_keys(name))}"
+    choice = re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':\n(.*?)\n(?:Config search path|$)", text + "\n", re.DOTALL
+    )
+    if choice:
+        return f"{choice.group(1)}={choice.group(2)}: there is no such choice; there is {', '.join(choice.group(3).split())}"
+    missing = re.search(r"Could not find '([^']+)'", text)
+    if missing:
+        return f"{missing.group(1)}: there is no such configuration file"
+    return " ".join(text.split())
+
+
+def _known_keys(name: str) -> list[str]:
+    """All settings of the default configuration, with dots."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
+        tree = OmegaConf.to_container(hydra.compose(name), resolve=False, throw_on_missing=False)
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [prefix, *(key for child, value in node.items() for key in walk(value, f"{prefix}.{child}"))]
+
+    assert isinstance(tree, dict)
+    return [key for child, value in tree.items() for key in walk(value, str(child)) if not key.endswith("_target_")]
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """The resolved configuration as plain Python values, without Hydra's own node."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        tree = OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), resolve=True, throw_on_missing=True
+        )
+    except OmegaConfBaseException as refusal:
+        raise UserError(in_one_line(refusal)) from refusal
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A plain YAML file, for example a run's config.yaml."""
+    import yaml
+
+    with open(path, encoding="utf-8") as file:
+        content = yaml.safe_load(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a configuration: expected keys and values")
+    return content
+
+
+def absolute(path: str) -> str:
+    """`path` as it will still be right in another folder; ~ is the home folder."""
+    return os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,98 @@
+"""Predictions to scores.json and to a table on the screen."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mdcs.build import Run, build, load
+from mdcs.config import absolute, read_yaml
+from mdcs.errors import UserError
+from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.evaluation.scores import scores
+from mdcs.predict import predict_split
+from mdcs.training.checkpoint import write_durably
+from mdcs.types import Classes
+
+log = logging.getLogger("mdcs")
+
+
+def evaluate(run: str, split: str = "test", checkpoint: str | None = None, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Scores of the run folder `run`, written there and printed.
+
+    From the stored predictions of `split` if there are any; from a checkpoint if one is named (last, or best on validation), if there are
+    none, or if `data` names settings of the dataset to replace (for example its root). The run's own scores.json and predictions are
+    replaced only by its own split and checkpoint; others are written beside them, under names that say what they are.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"run={run}: not a run folder, it has no config.yaml")
+    cfg = read_yaml(folder / "config.yaml")
+    if split not in ("train", "val", "test"):
+        raise UserError(f"split={split}: expected train, val or test")
+    if checkpoint not in (None, "last", "best"):
+        raise UserError(f"checkpoint={checkpoint}: expected last or best")
+    used = checkpoint or cfg["checkpoint"]
+    name = split + ("" if used == cfg["checkpoint"] else f"_{used}") + ("_other_data" if data else "")
+    place = folder / "predictions" / name
+    if checkpoint or data or not place.exists():
+        predict_split(with_weights(folder, cfg, used, data or {}), split, place)
+    return write_scores(folder, classes_from_json(folder / "classes.json"), name, used, {})
+
+
+def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
+    """The run with the weights of `checkpoint`, and a dataset with the same class names."""
+    if not data:
+        return load(folder).load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
+    changed = {key: absolute(value) if key in ("root", "file") else value for key, value in data.items()}
+    run = build({**cfg, "data": {**cfg["data"], **changed}}, classes_from_json(folder / "classes.json"))
+    if run.splits.classes.names != run.classes.names:
+        raise UserError(f"data: the classes differ from those of {folder}, which was trained on {', '.join(run.classes.names[:5])} ...")
+    return run.load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
+
+
+def write_scores(folder: Path, classes: Classes, name: str, checkpoint: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate the stored predictions `name` and write scores.json (scores_<name>.json for others than "test").
+
+    `facts` are figures that predictions do not hold (cost, seed, versions); what is not given is kept from the run's scores.json.
+    """
+    values = scores(Predictions.read(folder / "predictions" / name), classes)
+    main = folder / "scores.json"
+    known = json.loads(main.read_text(encoding="utf-8")) if main.exists() else {}
+    kept = {key: value for key, value in known.items() if key not in values and key not in ("split", "checkpoint")}
+    content = {"split": name.split("_")[0], "checkpoint": checkpoint, **values, **kept, **facts}
+    write_durably(main if name == "test" else folder / f"scores_{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
+    show(content, folder)
+    return content
+
+
+def show(content: Mapping[str, Any], folder: Path) -> None:
+    """Print the scores as a table, with what one needs to know to believe them."""
+    chosen = "last epoch" if content["checkpoint"] == "last" else "best epoch on validation"
+    title = f"{content['split']} split, n = {content['n']}, {chosen}"
+    table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold")
+    for column in ("accuracy in %", "overall", "many", "medium", "few", "balanced", "ECE"):
+        table.add_column(column, justify="left" if column.startswith("accuracy") else "right")
+    keys = ("accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "balanced_accuracy", "ece")
+    rows = {"ensemble": content} | {f"expert {k}": expert for k, expert in enumerate(content["experts"], 1)}
+    for name, row in rows.items():
+        table.add_row(name, *("n/a" if row[key] is None else f"{100 * row[key]:.1f}" for key in keys))
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    if "seed" in content:
+        words = {
+            "K": content["num_experts"],
+            "views": content["views"],
+            "parameters": f"{content['parameters']:,}",
+            "epochs": content.get("epochs", "?"),
+            "seed": content["seed"],
+            "training": f"{content.get('wall_seconds', 0):.1f} s",
+            "pictures/s": content.get("images_per_second", "?"),
+            "peak memory": f"{content.get('peak_memory_mib', 0):,} MiB",
+        }
+        console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
+    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,108 @@
+"""Stored predictions: the wall between training and everything that is computed from it."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mdcs.errors import UserError
+from mdcs.types import Classes
+
+
+class Predictions(NamedTuple):
+    """One split's logits, stored as z − max_c z for each picture and expert in float16.
+
+    The shift changes neither softmax nor argmax nor, up to a constant, the mean over experts; without it float16 would round logits near
+    30 so coarsely that classes tie.
+    """
+
+    logits: NDArray[Any]  # (N, K, C) float16, memory-mapped
+    labels: NDArray[np.int64]  # (N,)
+    index: NDArray[Any]  # type: ignore[assignment]  # (N,) int64, position in the split
+    paths: list[str]  # (N) where each picture comes from
+
+    @staticmethod
+    def read(folder: Path) -> "Predictions":
+        """What `write_shard` and `merge_shards` left in `folder`."""
+        if not (folder / "logits.npy").exists():
+            raise UserError(f"{folder}: no stored predictions there")
+        paths = (folder / "paths.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        labels, index = np.load(folder / "labels.npy"), np.load(folder / "index.npy")
+        return Predictions(np.load(folder / "logits.npy", mmap_mode="r"), labels, index, paths)
+
+    def sha256(self) -> str:
+        """Names the test set: the labels as little-endian int64, then the paths, a line each."""
+        digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
+        digest.update("".join(f"{path}\n" for path in self.paths).encode())
+        return digest.hexdigest()
+
+
+def stored(logits_NKC: torch.Tensor) -> NDArray[np.float16]:
+    """Logits as they are written: shifted to a maximum of 0, float16."""
+    logits_NKC = logits_NKC.float()
+    shifted: NDArray[np.float16] = (logits_NKC - logits_NKC.amax(-1, keepdim=True)).half().cpu().numpy()
+    return shifted
+
+
+def write_shard(folder: Path, rank: int, logits: NDArray[np.float16], index: NDArray[Any]) -> None:
+    """One rank's predictions, beside the place where they will be merged."""
+    part = shards(folder)
+    part.mkdir(parents=True, exist_ok=True)
+    np.save(part / f"logits.{rank}.npy", logits)
+    np.save(part / f"index.{rank}.npy", index)
+
+
+def merge_shards(folder: Path, world_size: int, labels: NDArray[np.int64], paths: list[str]) -> None:
+    """Put the shards of all ranks in the split's order into `folder`, which appears whole or not at all."""
+    part = shards(folder)
+    index_parts = [np.load(part / f"index.{rank}.npy") for rank in range(world_size)]
+    logits_parts = [np.load(part / f"logits.{rank}.npy", mmap_mode="r") for rank in range(world_size)]
+    seen = np.sort(np.concatenate(index_parts))
+    assert np.array_equal(seen, np.arange(len(labels))), "every picture of the split must be predicted once"
+    shape = (len(labels), *logits_parts[0].shape[1:])
+    merged = np.lib.format.open_memmap(part / "logits.npy", "w+", np.float16, shape)
+    for index, logits in zip(index_parts, logits_parts, strict=True):
+        merged[index] = logits
+    merged.flush()
+    np.save(part / "labels.npy", labels)
+    np.save(part / "index.npy", np.arange(len(labels)))
+    (part / "paths.txt").write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+    for rank in range(world_size):
+        (part / f"logits.{rank}.npy").unlink()
+        (part / f"index.{rank}.npy").unlink()
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+
+
+def shards(folder: Path) -> Path:
+    """Where predictions are collected before they take their place."""
+    return folder.with_name(folder.name + ".part")
+
+
+def classes_to_json(classes: Classes, counts_before_validation: tuple[int, ...]) -> str:
+    """Content of classes.json."""
+    return json.dumps(
+        {
+            "names": list(classes.names),
+            "counts": classes.counts.tolist(),
+            "counts_before_validation": list(counts_before_validation),
+            "many_above": classes.many_above,
+            "few_below": classes.few_below,
+            "label_map": None,
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def classes_from_json(path: Path) -> Classes:
+    """The classes a run was trained on."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Classes(tuple(content["names"]), torch.tensor(content["counts"]), content["many_above"], content["few_below"])

@@ -1,0 +1,131 @@
+"""What a run leaves on disk while it trains: one row of metrics.csv and one checkpoint an epoch, so written that a kill loses neither."""
+
+import csv
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from mdcs.training.meters import columns, in_words
+from mdcs.training.module import LongTailModule
+
+LINES_ON_SCREEN = 10
+
+log = logging.getLogger("mdcs")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write beside the place, sync, rename: a reader sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Lightning's own save goes through the temporary folder, where a rename can become a copy that a kill cuts short. This one cannot."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+class RunFolder(Checkpoint):
+    """At the end of each epoch append the row, write best.ckpt if val/acc has improved (never the test split), then write last.ckpt.
+
+    last.ckpt comes last, so that a kill before it only means that the epoch is trained again, to the same end, and its row is cut then.
+    The callback's state is the clock, the number of threads (another number gives other bits), and the best accuracy.
+    """
+
+    def __init__(self, folder: Path, num_experts: int, first_files: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.first_files = first_files
+        self.columns = columns(num_experts)
+        self.seconds_before = 0.0
+        self.started = time.perf_counter()
+        self.best = -1.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time spent training, over all resumed pieces."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"wall_seconds": self.wall_seconds, "threads": torch.get_num_threads(), "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_before, self.best = state_dict["wall_seconds"], state_dict["best"]
+        torch.set_num_threads(state_dict["threads"])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing is on disk before this. Ranks started by hand may have read another time of day: rank 0's folder is the run's."""
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, text in self.first_files.items():
+                write_durably(self.folder / name, text)
+            log_file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+            log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            log.addHandler(log_file)
+            self.log_file = log_file
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            log.removeHandler(self.log_file)
+            self.log_file.close()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+        if trainer.is_global_zero:
+            rows = [row for row in read_rows(self.folder) if int(row["epoch"]) <= trainer.current_epoch]
+            lines = [",".join(self.columns)] + [",".join(row[name] for name in self.columns) for row in rows]
+            write_durably(self.folder / "metrics.csv", "\n".join(lines) + "\n")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, LongTailModule)
+        if trainer.is_global_zero:
+            self.append(pl_module.row)
+            self.tell(pl_module.row, trainer.max_epochs or 1)
+        accuracy = pl_module.row.get("val/acc", -1.0)
+        if accuracy > self.best:
+            self.best = accuracy
+            trainer.save_checkpoint(self.folder / "checkpoints" / "best.ckpt")
+        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+
+    def append(self, row: Mapping[str, float]) -> None:
+        cells = [format(row[name], ".8g") if name in row else "" for name in self.columns]
+        with open(self.folder / "metrics.csv", "a", encoding="utf-8") as file:
+            file.write(",".join(cells) + "\n")
+
+    @staticmethod
+    def tell(row: Mapping[str, float], epochs: int) -> None:
+        """Every epoch goes to run.log; where no bar can be drawn, some go to the screen."""
+        epoch = int(row["epoch"])
+        due = epoch in (1, epochs) or epoch * LINES_ON_SCREEN // epochs > (epoch - 1) * LINES_ON_SCREEN // epochs
+        level = logging.INFO if due and not sys.stderr.isatty() else logging.DEBUG
+        log.log(level, f"epoch {epoch}/{epochs}: {in_words(row)}, {row['images_per_second']:.0f} pictures/s")
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """The complete rows of a run's metrics.csv; none if there is no file yet."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]

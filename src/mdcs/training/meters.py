@@ -1,0 +1,116 @@
+"""Sums kept on the device while an epoch runs, and reduced over ranks when it ends: no value is read back in a step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from mdcs.types import Classes
+
+
+class EpochMeans(Metric):
+    """Means over the pictures of a training epoch: the loss and its parts, accuracy, and the confident share by expert and shot group."""
+
+    full_state_update = False
+    sums: Tensor
+    groups_GC: Tensor
+
+    def __init__(self, classes: Classes, num_experts: int) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.num_experts = num_experts
+        self.register_buffer("groups_GC", torch.stack(list(classes.groups.values())).float(), persistent=False)
+        # (2, len(names)): sums, and what each is divided by.
+        self.add_state("sums", torch.zeros(0), dist_reduce_fx="sum")
+
+    def update(self, parts: dict[str, Tensor], logits_VBKC: Tensor, labels_B: Tensor) -> None:
+        rows = len(labels_B)
+        scalars = {f"train/{name}": value for name, value in parts.items() if value.ndim == 0}
+        hits = (logits_VBKC.mean(2).argmax(-1) == labels_B).float().mean()
+        values = [value.detach().float() * rows for value in scalars.values()] + [hits * rows]
+        weights = [hits.new_full((), rows)] * len(values)
+        names = [*scalars, "train/acc"]
+        if "confident_KB" in parts:
+            confident_KB = parts["confident_KB"].float()
+            group_GB = self.groups_GC[:, labels_B]
+            values += [*confident_KB.sum(1), *(group_GB * confident_KB.mean(0)).sum(1)]
+            weights += [hits.new_full((), rows)] * self.num_experts + [*group_GB.sum(1)]
+            names += [f"train/confident_{k + 1}" for k in range(self.num_experts)]
+            names += [f"train/confident_{group}" for group in ("many", "medium", "few")]
+        step = torch.stack([torch.stack(values), torch.stack(weights)])
+        self.sums = step if len(self.names) == 0 or self.sums.numel() == 0 else self.sums + step
+        self.names = names
+
+    def local(self) -> dict[str, float]:
+        """The means over this rank's pictures so far; a group without pictures is left out."""
+        if not self.sums.numel():
+            return {}
+        values, weights = self.sums.tolist()
+        return {name: value / weight for name, value, weight in zip(self.names, values, weights, strict=True) if weight}
+
+    def compute(self) -> dict[str, float]:
+        """The means over all ranks."""
+        return self.local()
+
+
+class GroupAccuracy(Metric):
+    """Accuracy of the ensemble and of each expert, overall and as the mean recall over the classes of each shot group."""
+
+    full_state_update = False
+    hits: Tensor
+    support: Tensor
+
+    def __init__(self, classes: Classes, num_experts: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("hits", torch.zeros(num_experts + 1, len(classes)), dist_reduce_fx="sum")
+        self.add_state("support", torch.zeros(len(classes)), dist_reduce_fx="sum")
+
+    def update(self, logits_NKC: Tensor, labels_N: Tensor) -> None:
+        answers_NJ = torch.cat([logits_NKC.mean(1, keepdim=True), logits_NKC], dim=1).argmax(-1)
+        hits_JN = (answers_NJ == labels_N[:, None]).T.float()
+        self.hits.index_add_(1, labels_N, hits_JN)
+        self.support.index_add_(0, labels_N, torch.ones_like(labels_N, dtype=torch.float))
+
+    def compute(self) -> dict[str, float]:
+        hits_JC, support_C = self.hits.cpu(), self.support.cpu()
+        seen = support_C > 0
+        recall_JC = hits_JC / support_C.clamp(min=1)
+        overall_J = hits_JC.sum(1) / support_C.sum()
+        values = {"val/acc": overall_J[0].item()}
+        for name, group in self.classes.groups.items():
+            if (group & seen).any():
+                values[f"val/acc_{name}"] = recall_JC[0, group & seen].mean().item()
+        return values | {f"val/acc_expert_{k}": overall_J[k].item() for k in range(1, len(overall_J))}
+
+
+def columns(num_experts: int) -> list[str]:
+    """The header of metrics.csv; what a run does not have stays empty."""
+    experts, groups = range(1, num_experts + 1), ("many", "medium", "few")
+    return [
+        *("epoch", "lr", "train/loss", "train/diversity", "train/consistency", "train/distill_weight"),
+        *(f"train/confident_{name}" for name in (*experts, *groups)),
+        *("train/acc", "val/acc"),
+        *(f"val/acc_{group}" for group in groups),
+        *(f"val/acc_expert_{k}" for k in experts),
+        "images_per_second",
+    ]
+
+
+def reset_and_read(metric: Metric) -> dict[str, Any]:
+    """The metric's values over all ranks, and a fresh start."""
+    values: dict[str, Any] = metric.compute()
+    metric.reset()
+    return values
+
+
+def in_words(row: Mapping[str, float]) -> str:
+    """loss 3.21 (diversity 2.9, consistency 0.51), train accuracy 91.2 %, validation accuracy 80.1 %."""
+    parts = [f"{name} {row[f'train/{name}']:.3g}" for name in ("diversity", "consistency") if f"train/{name}" in row]
+    text = f"loss {row.get('train/loss', float('nan')):.3f}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+    for key, name in (("train/acc", "train"), ("val/acc", "validation")):
+        if key in row:
+            text += f", {name} accuracy {100 * row[key]:.1f} %"
+    return text

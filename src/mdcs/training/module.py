@@ -1,0 +1,108 @@
+"""One LightningModule for all methods: batch -> views -> network -> loss. What differs between methods is in the parts it is given."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mdcs.augment.views import Augment
+from mdcs.data.module import EpochOrder
+from mdcs.models.expert_net import ExpertNet
+from mdcs.randomness import key
+from mdcs.training.meters import EpochMeans, GroupAccuracy, reset_and_read
+from mdcs.training.schedule import Schedule
+from mdcs.types import Batch, Classes, Loss, Output, Views
+
+
+class LongTailModule(pl.LightningModule):
+    """Trains `net` with `loss` on the views that `augment` makes. `row` holds the figures of the last epoch, for metrics.csv."""
+
+    def __init__(
+        self,
+        net: ExpertNet,
+        loss: Loss,
+        augment: Augment,
+        classes: Classes,
+        optimiser: Callable[[Iterable[Any]], Optimizer],
+        schedule: Schedule,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.loss = loss
+        self.augment = augment
+        self.num_classes = len(classes)
+        self.optimiser = optimiser
+        self.schedule = schedule
+        self.seed = seed
+        self.means = EpochMeans(classes, net.num_experts)
+        self.accuracy = GroupAccuracy(classes, net.num_experts)
+        self.row: dict[str, float] = {}
+        self.epoch_started = 0.0
+        self.validation_started = 0.0
+
+    @property
+    def order(self) -> EpochOrder:
+        """How the training pictures are spread over steps and ranks."""
+        loader = self.trainer.train_dataloader
+        assert loader is not None and isinstance(loader.sampler, EpochOrder)
+        return loader.sampler
+
+    def configure_optimizers(self) -> Optimizer:
+        optimiser = self.optimiser(self.net.parameters())
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimiser
+
+    def on_train_epoch_start(self) -> None:
+        factor = self.schedule.factor(self.current_epoch + 1)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        self.row = {"epoch": self.current_epoch + 1, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        self.epoch_started = time.perf_counter()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch | Views:
+        """Views are made here, on the device, outside autocast."""
+        if not self.trainer.training:
+            return batch
+        dtype = next(self.net.parameters()).dtype
+        return self.augment(batch, self.loss.views, self.num_classes, self.current_epoch, dtype)
+
+    def training_step(self, views: Views, step: int) -> Tensor:
+        # Dropout and stochastic depth draw from the global generators: their state is a function of the step, too.
+        torch.manual_seed(key(self.seed, "step", self.current_epoch, step, self.global_rank))
+        num_views, rows = views.images.shape[:2]
+        meta_NM = None if views.meta is None else views.meta.repeat(num_views, 1)
+        out = self.net(views.images.flatten(0, 1), meta_NM)
+        out = Output(*(x.unflatten(0, (num_views, rows)) for x in out))
+        with torch.autocast(self.device.type, enabled=False):
+            parts = self.loss(out, views, self.current_epoch + 1)
+            self.means.update(parts, out.logits.detach(), views.targets.argmax(-1))
+        # DDP takes the plain mean of the ranks' gradients: weigh each rank by its rows, so that it is the mean over the global batch.
+        world = self.trainer.world_size
+        if world == 1:
+            return parts["loss"]
+        return parts["loss"] * (rows * world / self.order.rows(step))
+
+    def on_train_epoch_end(self) -> None:
+        self.row |= reset_and_read(self.means)
+        pictures = self.order.num_pictures - self.order.dropped
+        self.row["images_per_second"] = pictures / (time.perf_counter() - self.epoch_started)
+        self.log_dict({name: value for name, value in self.row.items() if not name.startswith("val/")}, sync_dist=True)
+
+    def validation_step(self, batch: Batch, step: int) -> None:
+        images = self.augment.plain(batch.images[0], next(self.net.parameters()).dtype)
+        self.accuracy.update(self.net(images, batch.meta).logits, batch.labels)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_started = time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        values = reset_and_read(self.accuracy)
+        self.row |= values
+        self.log_dict(values, sync_dist=True)
+        self.epoch_started += time.perf_counter() - self.validation_started  # images_per_second counts training alone
