@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_augment_reference import PIL_OPS, VECTORS, chw
 from torch import Tensor
 
 from mdcs.augment import ops
+from test_augment_reference import PIL_OPS, VECTORS, chw
 
 
 def _pictures() -> dict[str, np.ndarray]:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import chi2
-from test_augment_reference import META, PIL_STRONG, PIL_WEAK, SIGNED, VECTORS, chw, golden
 from torch import Tensor
 
-from mdcs.augment.autoaugment import NAMES, SUB_POLICIES, AutoAugment
+from mdcs.augment.autoaugment import PIXELS, SUB_POLICIES, TABLES, AutoAugment
 from mdcs.augment.policies import CifarStrong, CifarWeak, DigitsStrong, DigitsWeak, Identity
 from mdcs.errors import UserError
 from mdcs.types import Policy
+from test_augment_reference import META, PIL_STRONG, PIL_WEAK, SIGNED, VECTORS, chw, golden
 
 IMAGE_3HW = chw(VECTORS["image32"])
 
@@ -101,11 +101,10 @@ def test_choices_at_the_ends_of_the_unit_interval() -> None:
     assert signs_B2.tolist() == [[-1.0, -1.0], [1.0, 1.0]]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(PIXELS | TABLES))
 def test_only_the_published_operations_have_a_sign(name: str) -> None:
-    k, step = next(
-        (k, i) for k, pair in enumerate(SUB_POLICIES) for i in (0, 1) if pair[i][0] == name and (name != "color" or pair[i][2] > 0)
-    )
+    steps = [(k, i) for k, pair in enumerate(SUB_POLICIES) for i in (0, 1) if pair[i][0] == name and (name, pair[i][2]) != ("color", 0)]
+    k, step = steps[0]
     gates = torch.zeros(2, 2, dtype=torch.bool)
     gates[:, step] = True
     signs = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).double()
@@ -192,62 +191,6 @@ def test_moments_equal_the_pillow_pipeline(policy: Policy, reference: Callable[[
 def test_identity_is_identity() -> None:
     assert Identity.draws == 0
     assert torch.equal(Identity()(IMAGE_3HW[None], torch.empty(1, 0)), IMAGE_3HW[None])
-
-
-def test_digits_weak_moves_by_at_most_a_pixel() -> None:
-    policy = DigitsWeak(shift=1)
-    row, column = places(policy(compass(9_000), uniform(9_000, policy)))
-    assert_uniform((row - 15) * 3 + (column - 15), 9)
-
-
-def _dot() -> Tensor:
-    """One white pixel right of and above the middle of an 8×8 picture: its image shows where a warp sends it."""
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    image[:, 2, 5] = 255
-    return image
-
-
-def test_digits_strong_without_strength_is_identity() -> None:
-    still = DigitsStrong(shift=0, radians=0, scale=0, shear=0, erase=0, brightness=0)
-    images = torch.randint(0, 256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    assert torch.equal(still(images, uniform(50, still)), images)
-
-
-@pytest.mark.parametrize(
-    ("strength", "columns"),
-    [({"shift": 1.0}, (0, 1)), ({"radians": 0.35}, (2,)), ({"scale": 0.2}, (3,)), ({"shear": 0.2}, (4,)), ({"brightness": 0.3}, (5,))],
-    ids=str,
-)
-def test_each_strength_of_digits_reads_its_own_numbers(strength: dict[str, float], columns: tuple[int, ...]) -> None:
-    policy = DigitsStrong(**({"shift": 0, "radians": 0, "scale": 0, "shear": 0, "erase": 0, "brightness": 0} | strength))
-    image = (_dot() // 2)[None]
-    for column in range(8):
-        changed = []
-        for value in (0.02, 0.98):
-            uniform_1R = torch.full((1, 8), 0.5)
-            uniform_1R[0, column] = value
-            changed.append(policy(image, uniform_1R))
-        assert torch.equal(*changed) != (column in columns)
-
-
-def test_digits_strong_keeps_orientation_and_spreads_evenly() -> None:
-    """No flips: the dot stays on its side of the picture; on average it stays where it was."""
-    policy = DigitsStrong(erase=0)
-    images = policy(_dot().expand(5_000, -1, -1, -1), uniform(5_000, policy))[:, 0].float()
-    weight = images / images.sum(dim=(1, 2), keepdim=True)
-    axis = torch.arange(8).float()
-    y, x = (weight.sum(2) * axis).sum(1), (weight.sum(1) * axis).sum(1)
-    assert x.min() > 3.5 and y.max() < 3.5
-    assert abs(x.mean() - 5) < 0.1 and abs(y.mean() - 2) < 0.1
-    assert 0.5 < x.std() < 1.0 and 0.5 < y.std() < 1.0
-
-
-def test_digits_strong_erases_a_square() -> None:
-    policy = DigitsStrong(shift=0, radians=0, scale=0, shear=0, brightness=0, erase=3)
-    erased = (policy(torch.full((6_400, 3, 8, 8), 200, dtype=torch.uint8), uniform(6_400, policy)) == 0).all(dim=1)
-    area = erased.sum(dim=(1, 2))
-    assert set(area.tolist()) == {4, 6, 9}
-    assert_frequency(area == 9, 36 / 64)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from mdcs.types import Policy
 
 GREY = 128  # fill of what comes from outside
 
-# (first operation, probability in tenths, level 0..9), (second ...). The code's table: paper's Table 7 with small differences in magnitude.
+# (operation, probability in tenths, level 0..9), twice.
 SUB_POLICIES = (
     (("invert", 1, 7), ("contrast", 2, 6)),
     (("rotate", 7, 2), ("translate_x", 3, 9)),
@@ -54,7 +54,6 @@ def _translate_y(images_B3HW: Tensor, level_B: Tensor, sign_B: Tensor) -> Tensor
 
 # What moves or mixes pixels: (pictures, level, sign) -> pictures. Level and sign (±1) are float64. Rotation is one-sided, as published.
 PIXELS: dict[str, Operation] = {
-    "shear_x": lambda images, level, sign: ops.shear_x(images, sign * level * (0.3 / 9), GREY),
     "shear_y": lambda images, level, sign: ops.shear_y(images, sign * level * (0.3 / 9), GREY),
     "translate_x": _translate_x,
     "translate_y": _translate_y,
