@@ -157,6 +157,18 @@ def test_cutout_centres_are_uniform_and_holes_black() -> None:
     assert torch.equal(holes_BP.sum(1), (1 + (centre // 32 > 0).long()) * (1 + (centre % 32 > 0).long()))
 
 
+def test_cifar_strong_reads_separate_numbers_for_autoaugment_and_hole() -> None:
+    policy = CifarStrong(padding=0)
+    uniform_BR = uniform(200, policy)
+    uniform_BR[:, 2] = 0.9  # not mirrored
+    coloured = AutoAugment()(IMAGE_3HW.expand(200, -1, -1, -1), uniform_BR[:, 3:8])
+    assert torch.equal(CifarStrong(padding=0, cutout=0)(IMAGE_3HW.expand(200, -1, -1, -1), uniform_BR), coloured)
+    uniform_BR[:, 4:6] = 0.95  # no gate opens, so what is black is the hole
+    uniform_BR[:, 8:10] = torch.tensor([0.5, 0.25])
+    holes = policy(torch.full((200, 3, 32, 32), 255, dtype=torch.uint8), uniform_BR) == 0
+    assert holes[:, :, 8:24, 0:16].all() and holes.sum() == 200 * 3 * 256
+
+
 def _moments(samples_NP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, its squared standard error, variance, its squared standard error (μ₄ − σ⁴)/n, per pixel."""
     mean = samples_NP.mean(0)
