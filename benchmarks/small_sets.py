@@ -97,7 +97,7 @@ def main() -> None:
     }
     first = scores["MDCS", 0]
     lines = [
-        f"# {arguments.which}: n = {len(seeds)} seeds (0 to {len(seeds) - 1}, training subset and weights drawn anew), {first['n']} test pictures",
+        f"# {arguments.which}: n = {len(seeds)} seeds (training subset and weights drawn anew), {first['n']} test pictures",
         "",
         f"`python benchmarks/small_sets.py {arguments.which}`, commit {first['git_commit']}, torch {first['versions']['torch']}, "
         f"{first['device']}, one thread a run, {first['precision']}, {first['epochs']} epochs, 2 views, last epoch.",

@@ -124,7 +124,7 @@ def _cifar_without_colour() -> list[tuple[Policy, Callable[[Tensor], Tensor]]]:
 
 @pytest.mark.parametrize(("policy", "switch_off"), _cifar_without_colour(), ids=["weak", "strong"])
 def test_crops_are_uniform_and_half_are_mirrored(policy: Policy, switch_off: Callable[[Tensor], Tensor]) -> None:
-    rows = 20_000
+    rows = 8_000
     images = policy(compass(rows), switch_off(uniform(rows, policy)))
     mirrored = images[:, 1, 16, 15] > images[:, 1, 16, 16]
     row, column = places(images)

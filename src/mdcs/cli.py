@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def run_verb(verb: str, words: list[str]) -> None:
     screen.setLevel(logging.INFO)
     screen.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("mdcs").addHandler(screen)
+    logging.getLogger("mdcs").propagate = False  # Hydra gives the root logger a handler in sweeps
+    warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)[.]")  # advice to those who write the training loop
     if any(word.startswith("-") for word in words):
         through_hydra(verb, words)
     elif verb == "train":
@@ -138,6 +141,9 @@ def through_hydra(verb: str, words: list[str]) -> None:
 
     if verb != "train":
         raise UserError(f"mdcs {verb} takes key=value words only, not {' '.join(word for word in words if word.startswith('-'))}")
+    if {"-m", "--multirun"} & set(words):
+        settings = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+        refuse_ranks_in_a_sweep(settings.get("trainer.devices", "1"), settings.get("trainer.num_nodes", "1"))
     given, failures = list(sys.argv), []
 
     def task(cfg: Any) -> None:
@@ -145,11 +151,8 @@ def through_hydra(verb: str, words: list[str]) -> None:
         # Lightning starts other ranks by repeating sys.argv, which must be what the user wrote.
         inner, sys.argv = sys.argv, given
         try:
-            if hydra_cfg.mode is RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
-                raise UserError(
-                    f"-m with trainer.devices={cfg.trainer.devices}: each rank would run the whole sweep; sweep with one device a job "
-                    "(hydra/launcher=joblib or submitit runs several at once), or give `mdcs train trainer.devices=...` one run at a time"
-                )
+            if hydra_cfg.mode is RunMode.MULTIRUN:
+                refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
             train_config(config.plain(cfg), Path(hydra_cfg.runtime.output_dir))
         except UserError as mistake:
             folder = Path(hydra_cfg.runtime.output_dir)
@@ -173,3 +176,12 @@ def through_hydra(verb: str, words: list[str]) -> None:
         sys.argv = given
     if failures:
         raise UserError(f"{len(failures)} of the sweep's jobs failed, see above")
+
+
+def refuse_ranks_in_a_sweep(devices: str, num_nodes: str) -> None:
+    """Each rank that Lightning starts would walk the whole sweep by itself, into a folder of its own."""
+    if devices != "1" or num_nodes != "1":
+        raise UserError(
+            f"-m with trainer.devices={devices}, trainer.num_nodes={num_nodes}: a sweep runs its jobs on one device each; "
+            f"train on several with one command a job: `mdcs train trainer.devices={devices} ...`"
+        )

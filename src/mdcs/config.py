@@ -69,6 +69,10 @@ def register_resolvers() -> None:
 
 def in_one_line(refusal: Exception, name: str = "config") -> str:
     """What Hydra or OmegaConf refuses, in one line that says what to do."""
+    from hydra.errors import OverrideParseException
+
+    if isinstance(refusal, OverrideParseException):
+        return f"cannot read {refusal.override!r}: expected key=value, with quotes around a value of unusual characters"
     text = str(refusal)
     unknown = re.search(r"(?:Key '(\S+)' is not in struct|Could not override '([^']+)')", text)
     full_key = re.search(r"full_key: (\S+)", text)
@@ -80,6 +84,8 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
     )
     if choice:
         return f"{choice.group(1)}={choice.group(2)}: there is no such choice; there is {', '.join(choice.group(3).split())}"
+    if text.startswith("Missing mandatory value: "):
+        return f"{text.split()[3]}=... is missing: this verb needs it"
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
         return f"{missing.group(1)}: there is no such configuration file"

@@ -31,13 +31,16 @@ def instantiate(node: Mapping[str, Any], base: type, where: str, **given: Any) -
     return call(cls, where, **arguments, **given)
 
 
-def call(cls: Callable[..., Any], where: str, *positional: Any, **arguments: Any) -> Any:
-    """`cls(...)`, with a refusal by a foreign library's constructor told as the user's error that it is."""
+def call(cls: Callable[..., Any], where: str, *positional: Any, also: type[Exception] = ValueError, **arguments: Any) -> Any:
+    """`cls(...)`, with a refusal by a foreign library's constructor told as the user's error that it is.
+
+    Libraries refuse with TypeError, ValueError or `also`, a type of their own.
+    """
     try:
         return cls(*positional, **arguments)
     except UserError:
         raise
-    except (TypeError, ValueError) as refusal:
+    except (TypeError, ValueError, also) as refusal:
         raise UserError(f"{where}: {getattr(cls, '__name__', cls)} refuses its arguments: {' '.join(str(refusal).split())}") from refusal
 
 
@@ -84,9 +87,11 @@ def check_arguments(
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown `name`: the closest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, 1, 0.6)
-    return f": did you mean {close[0]}?" if close else f": it has {', '.join(known)}"
+    """The end of a message about an unknown `name`: the known one that ends in it or is closest, or all if they are few."""
+    close = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.6)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f": there is {', '.join(known)}" if len(known) < 20 else ": `mdcs train --cfg job` prints all there are"
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -113,7 +118,8 @@ def described(annotation: Any) -> str:
     """`annotation` in words, for messages."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(described(option) for option in args))
+        sayable = [option for option in args if option in NAMES or get_origin(option)]
+        return " or ".join(dict.fromkeys(described(option) for option in sayable))
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if isinstance(origin, type) and issubclass(origin, Sequence):

@@ -14,6 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -97,7 +98,7 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
     if not cfg["data"].get("val_fraction"):
         ours["limit_val_batches"] = 0
     check_arguments(pl.Trainer, arguments, "trainer", ours)
-    trainer: pl.Trainer = call(pl.Trainer, "trainer", **arguments, **ours)
+    trainer: pl.Trainer = call(pl.Trainer, "trainer", also=MisconfigurationException, **arguments, **ours)
     return trainer
 
 

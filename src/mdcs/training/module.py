@@ -46,6 +46,11 @@ class LongTailModule(pl.LightningModule):
         self.validation_started = 0.0
 
     @property
+    def dtype_of_net(self) -> torch.dtype:
+        """float32 unless trainer.precision says -true."""
+        return next(self.net.parameters()).dtype
+
+    @property
     def order(self) -> EpochOrder:
         """How the training pictures are spread over steps and ranks."""
         loader = self.trainer.train_dataloader
@@ -65,21 +70,17 @@ class LongTailModule(pl.LightningModule):
         self.row = {"epoch": self.current_epoch + 1, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         self.epoch_started = time.perf_counter()
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch | Views:
-        """Views are made here, on the device, outside autocast."""
-        if not self.trainer.training:
-            return batch
-        dtype = next(self.net.parameters()).dtype
-        return self.augment(batch, self.loss.views, self.num_classes, self.current_epoch, dtype)
-
-    def training_step(self, views: Views, step: int) -> Tensor:
+    def training_step(self, batch: Batch, step: int) -> Tensor:
         # Dropout and stochastic depth draw from the global generators: their state is a function of the step, too.
         torch.manual_seed(key(self.seed, "step", self.current_epoch, step, self.global_rank))
+        exact = torch.autocast(self.device.type, enabled=False)
+        with exact:
+            views: Views = self.augment(batch, self.loss.views, self.num_classes, self.current_epoch, self.dtype_of_net)
         num_views, rows = views.images.shape[:2]
         meta_NM = None if views.meta is None else views.meta.repeat(num_views, 1)
         out = self.net(views.images.flatten(0, 1), meta_NM)
         out = Output(*(x.unflatten(0, (num_views, rows)) for x in out))
-        with torch.autocast(self.device.type, enabled=False):
+        with exact:
             parts = self.loss(out, views, self.current_epoch + 1)
             self.means.update(parts, out.logits.detach(), views.targets.argmax(-1))
         # DDP takes the plain mean of the ranks' gradients: weigh each rank by its rows, so that it is the mean over the global batch.
@@ -95,7 +96,7 @@ class LongTailModule(pl.LightningModule):
         self.log_dict({name: value for name, value in self.row.items() if not name.startswith("val/")}, sync_dist=True)
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        images = self.augment.plain(batch.images[0], next(self.net.parameters()).dtype)
+        images = self.augment.plain(batch.images[0], self.dtype_of_net)
         self.accuracy.update(self.net(images, batch.meta).logits, batch.labels)
 
     def on_validation_epoch_start(self) -> None:
