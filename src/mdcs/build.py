@@ -128,7 +128,7 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
         raise UserError("checkpoint=best needs a validation split: set data.val_fraction, for example 0.1 (it is never chosen on test)")
     require_even_share(cfg["data"]["batch_size"], 1) if isinstance(cfg["data"]["batch_size"], int) else None
     for key in LOADER_KEYS:
-        if not isinstance(cfg["data"][key], int):
+        if not isinstance(cfg["data"][key], int) or isinstance(cfg["data"][key], bool):
             raise UserError(f"data.{key}={cfg['data'][key]!r}: expected a whole number")
 
 

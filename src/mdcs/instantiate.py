@@ -51,7 +51,8 @@ def resolve(target: Any, base: type, where: str) -> type:
         raise UserError(f"{where}._target_={target!r} is not a dotted path: {expected}")
     parts = target.split(".")
     found: Any = None
-    for split in range(len(parts) - 1, 0, -1):
+    lengths = range(len(parts) - 1, 0, -1) if all(part.isidentifier() for part in parts) else ()
+    for split in lengths:
         try:
             found = importlib.import_module(".".join(parts[:split]))
         except ImportError:

@@ -76,9 +76,12 @@ def merge_shards(folder: Path, world_size: int, labels: NDArray[np.int64], paths
     for rank in range(world_size):
         (part / f"logits.{rank}.npy").unlink()
         (part / f"index.{rank}.npy").unlink()
+    old = folder.with_name(folder.name + ".old")  # renamed before it is deleted: half a folder must never have the name
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def shards(folder: Path) -> Path:

@@ -128,4 +128,4 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        return list(csv.DictReader(line for line in file if line.endswith("\n")))
