@@ -1,6 +1,7 @@
 """From a batch of uint8 pictures to the normalised float views that losses ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,17 @@ from torch import Tensor, nn
 from mdcs.errors import UserError
 from mdcs.randomness import generator
 from mdcs.types import Batch, Policy, Views
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Lightning's `-true` precisions change the default dtype in a step; pictures and random numbers must not depend on it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Augment(nn.Module):
@@ -55,6 +67,7 @@ class Augment(nn.Module):
                 raise UserError(f"view {name!r}: expected one of {', '.join(self.policies)}; correct `views` of the loss")
 
     @torch.no_grad()
+    @float32_by_default()
     def forward(
         self,
         batch: Batch,
@@ -78,6 +91,7 @@ class Augment(nn.Module):
         return Views(images_N3HW.unflatten(0, (len(views), rows)), targets_BC, batch.index, batch.meta)
 
     @torch.no_grad()
+    @float32_by_default()
     def plain(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The pictures without augmentation, for evaluation: (N, 3, H, W) uint8 -> (N, 3, h, w) `dtype`, channels_last."""
         normal_N3HW = self._normalise(images)

@@ -23,7 +23,6 @@ class PriorAdjusted(Loss):
     """
 
     counts_C: Tensor
-    strengths_K: Tensor
 
     def __init__(
         self,
@@ -49,13 +48,14 @@ class PriorAdjusted(Loss):
             )
         self.views = tuple(views)
         self.reduction = reduction
-        # Counts stay integers and strengths float64, so that λ·log n is exact in whatever dtype the logits come in.
+        # Integers and Python floats: casting the module to half precision does not round them.
         self.register_buffer("counts_C", classes.counts.clone(), persistent=False)
-        self.register_buffer("strengths_K", torch.tensor(strengths_K, dtype=torch.float64), persistent=False)
+        self.strengths_K = tuple(strengths_K)
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""
-        bias_KC = self.strengths_K.to(dtype)[:, None] * log_counts(self.counts_C, dtype)
+        log_counts_C = log_counts(self.counts_C, dtype)
+        bias_KC = torch.stack([strength * log_counts_C for strength in self.strengths_K])
         return bias_KC.masked_fill(self.counts_C == 0, MASKED)
 
     def adjusted(self, logits_VBKC: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""A run from beginning to end, in this process: folder, scores, evaluate, load, resume, the Python interface."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import mdcs
+from mdcs.build import build
+from mdcs.cli import evaluate_words, train_words
+from mdcs.config import compose, plain
+from mdcs.data.module import LongTailData
+from mdcs.errors import UserError
+from mdcs.evaluation.combine import combine
+from mdcs.evaluation.predictions import Predictions
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, with a validation split."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    run = mdcs.run([f"trainer.max_epochs={EPOCHS}", "data.val_fraction=0.2", f"hydra.run.dir={folder}"])
+    assert run.folder == folder
+    return folder
+
+
+def test_the_run_folder_is_complete(folder: Path) -> None:
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml",
+        "classes.json",
+        "subset.csv",
+        "metrics.csv",
+        "run.log",
+        "scores.json",
+        *(f"checkpoints/{name}.ckpt" for name in ("last", "best")),
+        *(f"predictions/{split}/{name}" for split in ("test", "val") for name in ("logits.npy", "labels.npy", "index.npy", "paths.txt")),
+    }
+    assert yaml.safe_load((folder / "config.yaml").read_text())["loss"]["alpha"] == 0.6
+    assert len((folder / "run.log").read_text().splitlines()) >= EPOCHS
+    classes = json.loads((folder / "classes.json").read_text())
+    subset = (folder / "subset.csv").read_text().splitlines()
+    assert sum(classes["counts"]) == len(subset) - 1
+    assert classes["counts_before_validation"] == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
+    assert sum(classes["counts"]) < 305
+
+
+def test_metrics_have_one_row_an_epoch_and_the_documented_columns(folder: Path) -> None:
+    header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert header[:6] == ["epoch", "lr", "train/loss", "train/diversity", "train/consistency", "train/distill_weight"]
+    assert header[-5:] == ["val/acc_few", "val/acc_expert_1", "val/acc_expert_2", "val/acc_expert_3", "images_per_second"]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    values = dict(zip(header, map(float, rows[-1]), strict=True))
+    assert values["train/distill_weight"] == pytest.approx(0.6 * EPOCHS / 20)
+    loss = values["train/diversity"] + values["train/distill_weight"] * values["train/consistency"]
+    assert values["train/loss"] == pytest.approx(loss, rel=1e-4)
+    assert float(rows[-1][2]) < 0.6 * float(rows[0][2]), "the loss falls"
+
+
+def test_scores_follow_from_the_stored_predictions(folder: Path) -> None:
+    scores = json.loads((folder / "scores.json").read_text())
+    stored = Predictions.read(folder / "predictions" / "test")
+    assert stored.logits.shape == (600, 3, 10) and stored.logits.dtype == np.float16
+    assert (stored.logits.max(-1) == 0).all()
+    answers = stored.logits.astype(np.float32).mean(1).argmax(-1)
+    assert scores["accuracy"] == pytest.approx((answers == stored.labels).mean())
+    assert scores["accuracy"] > 0.3
+    for key in ("test_set_sha256", "parameters", "macs_per_picture", "wall_seconds", "git_commit", "peak_memory_mib", "versions"):
+        assert scores[key], key
+    facts = {key: scores[key] for key in ("split", "checkpoint", "n", "epochs", "seed", "world_size", "num_experts", "views", "device")}
+    assert facts == dict(split="test", checkpoint="last", n=600, epochs=3, seed=0, world_size=1, num_experts=3, views=2, device="cpu")
+    assert [row["train_count"] for row in scores["per_class"]] == json.loads((folder / "classes.json").read_text())["counts"]
+
+
+def test_evaluate_reproduces_the_scores_from_predictions_and_from_the_checkpoint(folder: Path) -> None:
+    before = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").rename(folder / "scores.before.json")
+    evaluate_words([f"run={folder}"])
+    again = json.loads((folder / "scores.json").read_text())
+    assert again == {key: before[key] for key in again}
+    (folder / "scores.before.json").rename(folder / "scores.json")
+    evaluate_words([f"run={folder}", "checkpoint=last"])
+    assert json.loads((folder / "scores.json").read_text()) == before
+
+
+def test_evaluate_other_splits_and_checkpoints_beside_the_runs_own(folder: Path) -> None:
+    before = (folder / "scores.json").read_text()
+    val = evaluate_words([f"run={folder}", "split=val"])
+    best = evaluate_words([f"run={folder}", "checkpoint=best", "split=val"])
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    logged = [float(row[rows[0].index("val/acc")]) for row in rows[1:]]
+    assert val["accuracy"] == pytest.approx(logged[-1], abs=1e-6)
+    assert best["accuracy"] == pytest.approx(max(logged), abs=1e-6)
+    assert (folder / "scores_val_best.json").exists()
+    assert (folder / "scores.json").read_text() == before
+
+
+def test_a_loaded_run_predicts_what_is_stored(folder: Path) -> None:
+    run = mdcs.load(folder)
+    images = run.splits.test.images[:50]
+    logits = run.predict(images)
+    stored = torch.from_numpy(Predictions.read(folder / "predictions" / "test").logits[:50].astype(np.float32))
+    torch.testing.assert_close(logits - logits.amax(-1, keepdim=True), stored, rtol=1e-3, atol=2e-2)
+    assert combine(logits).argmax(-1).equal(combine(stored).argmax(-1))
+    with pytest.raises(UserError, match=r"must be uint8 \(N, 3, H, W\)"):
+        run.predict(images.float())
+
+
+def test_checkpoints_hold_nothing_but_tensors_and_plain_values(folder: Path) -> None:
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == EPOCHS - 1
+    assert all(name.startswith("net.") for name in checkpoint["state_dict"])
+
+
+def test_a_finished_run_says_so_and_longer_runs_continue(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    with caplog.at_level(logging.INFO, logger="mdcs"):
+        train_words([f"resume={folder}"])
+    assert "has finished its 3 epochs" in caplog.text
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == weights
+    with pytest.raises(UserError, match=r"loss.alpha=1: a resumed run keeps its configuration"):
+        train_words([f"resume={folder}", "loss.alpha=1"])
+
+
+def test_an_existing_folder_is_refused_untouched(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=r"exists already: continue it with resume="):
+        mdcs.run([f"hydra.run.dir={folder}"])
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_nothing_is_written_before_the_parts_are_built(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"2 values for model.num_experts=3"):
+        mdcs.run([f"hydra.run.dir={tmp_path / 'runs' / 'x'}", "loss.lambdas=[1,2]"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_twenty_steps_are_the_recorded_ones(tmp_path: Path) -> None:
+    """A refactoring that changes what is computed changes these numbers, recorded in float64."""
+    folder = tmp_path / "run"
+    mdcs.run(["trainer.max_epochs=2", "trainer.precision=64-true", f"hydra.run.dir={folder}"])
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    losses = [float(row[rows[0].index("train/loss")]) for row in rows[1:]]
+    assert losses == pytest.approx([21.287249, 7.5636705], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains(precision: str, tmp_path: Path) -> None:
+    run = mdcs.run(["trainer.max_epochs=2", f"trainer.precision={precision}", f"hydra.run.dir={tmp_path / 'run'}"])
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["precision"] == precision
+    rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    assert [float(row[2]) for row in rows[1:]] == pytest.approx([21.29, 7.56], rel=0.05), "float32: see the test above"
+    assert run.module.loss.bias(torch.float64)[2, 0].item() == pytest.approx(2.5 * np.log(110), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seed_changes_weights_and_order_but_not_the_data(seed: int) -> None:
+    one, other = (build(plain(compose("train", [f"seed={seed}"]))) for _ in range(2))
+    different = build(plain(compose("train", [f"seed={seed + 1}"])))
+    assert one.splits.train.paths == different.splits.train.paths
+    weights = [run.net.backbone.conv1.weight for run in (one, other, different)]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
+
+    def first(data: LongTailData) -> list[int]:
+        return next(iter(data.train_dataloader())).index.tolist()
+
+    assert first(one.data()) == first(other.data()) != first(different.data())
