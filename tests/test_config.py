@@ -1,0 +1,210 @@
+"""Words to configuration, and the contract of every YAML file: it composes, is built, and trains for two steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mdcs.build import Run, build
+from mdcs.config import compose, conf_dir, plain
+from mdcs.errors import UserError
+from mdcs.types import Output, Views
+
+CHOICES = sorted(file.relative_to(conf_dir()).with_suffix("") for file in conf_dir().rglob("*.yaml"))
+VERBS = [choice.name for choice in CHOICES if len(choice.parts) == 1]
+
+
+def of_group(group: str) -> list[str]:
+    """The choices of a configuration group, from the files there are."""
+    return [choice.name for choice in CHOICES if choice.parent == Path(group)]
+
+
+def config(*words: str) -> dict[str, Any]:
+    return plain(compose("train", words))
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+PATHS = ["a b", "a (1)", "x=y", "it's", 'say "hi"', 'it\'s "so"', "a,b", "a~b", "grün", "图片", "back\\", "two\\\\", "[x]", "{y}"]
+PATHS += ["a\\b", "a\\'b", 'a\\"b', "C:\\ü", "a#b", "a: b", "a;b|c", "null", "1", "true", "*", "@x", " lead", "trail ", "$HOME", "'"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_arrive_as_they_were_given(path: str) -> None:
+    cfg = compose("train", ["data=cifar100", f"data.root={path}", f"hydra.run.dir={path}"])
+    assert cfg.data.root == path
+    assert cfg.hydra.run.dir == path
+    assert compose("evaluate", [f"run={path}", f"++data.root={path}"]).run == path
+
+
+def test_a_path_quoted_by_the_caller_is_not_quoted_again() -> None:
+    for quoted in ("'a b'", '"a b"'):
+        assert config("data=cifar100", f"data.root={quoted}")["data"]["root"] == "a b"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("loss.alhpa=1", r"loss.alhpa: there is no such setting: did you mean loss.alpha\?"),
+        ("alpha=1", r"alpha: there is no such setting: did you mean loss.alpha\?"),
+        ("zzz=1", r"zzz: there is no such setting: .*--cfg job.*"),
+        ("modle=resnet8", r"modle: there is no such setting: did you mean model\?"),
+        ("loss=mdsc", r"loss=mdsc: there is no such choice; there is .*ce, .*mdcs.*"),
+        ("experiment=nope", r"experiment=nope: there is no such choice; there is .*cifar100_if100.*"),
+        ("seed", r"cannot read 'seed': expected key=value.*"),
+        ("loss.lambdas=[1,2", r"cannot read 'loss.lambdas=\[1,2': expected key=value.*"),
+        ("~nothing", r".*'nothing' does not exist.*"),
+        ("seed=1,2", r".*seed=1,2.*--multirun.*"),
+        ("loss.alpha=${nowhere}", r".*nowhere.*"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^{message}$") as refusal:
+        config(word)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_verb_says_what_it_needs() -> None:
+    with pytest.raises(UserError, match=r"^run=\.\.\. is missing: this verb needs it$"):
+        plain(compose("evaluate", []))
+    with pytest.raises(UserError, match=r"^splt: there is no such setting: did you mean split\?$"):
+        compose("evaluate", ["run=x", "splt=val"])
+
+
+def test_any_argument_of_the_trainer_is_taken() -> None:
+    trainer = config("trainer.gradient_clip_val=0.5", "trainer.max_epochs=2", "+trainer.fast_dev_run=true")["trainer"]
+    assert (trainer["gradient_clip_val"], trainer["max_epochs"], trainer["fast_dev_run"]) == (0.5, 2, True)
+
+
+def test_experiment_wins_over_dataset_and_command_line_over_both() -> None:
+    assert config("data=cifar100")["model"]["depth"] == 32 and config("data=cifar100")["augment"]["downscale"] == 1
+    card = config("experiment=cifar100_ten")
+    assert (card["data"]["num_classes"], card["model"]["depth"]) == (100, 8)
+    assert (card["data"]["batch_size"], card["augment"]["downscale"]) == (32, 2)
+    ours = config("experiment=cifar100_ten", "model=resnet14", "data.batch_size=16", "loss=ce", "augment.downscale=1")
+    assert (ours["model"]["depth"], ours["data"]["batch_size"], ours["augment"]["downscale"]) == (14, 16, 1)
+    assert ours["loss"]["_target_"].endswith("PriorAdjusted") and ours["data"]["few_below"] == 30
+    assert config("model=resnet14", "data=cifar10")["model"]["depth"] == 14
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "digits-resnet8-mdcs"),
+        (["loss=ce", "data=cifar100"], "cifar100-resnet32-ce"),
+        (["experiment=cifar100_ten", "loss=ce"], "cifar100_ten"),
+    ],
+)
+def test_runs_are_named_after_the_experiment_or_their_parts(words: list[str], name: str) -> None:
+    folder = Path(compose("train", words).hydra.run.dir)
+    assert folder.parent == Path("runs") / name and len(folder.name) == len("2026-01-01_12-00-00")
+
+
+# ---------------------------------------------------------------------------------------------------------------- contract
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if len(choice.parts) > 1], ids=str)
+def test_every_choice_composes(choice: Path) -> None:
+    cfg = compose("train", [f"{choice.parent.as_posix()}={choice.name}"])
+    assert choice.name in (cfg.hydra.runtime.choices[choice.parent.as_posix()], choice.name if choice.parts[0] == "experiment" else None)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_composes(verb: str) -> None:
+    assert len(compose("train" if verb == "config" else verb, [])) > 1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Nothing here is large enough to share; on a busy machine two threads would wait for each other, 50 times as long as they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Watch(pl.Callback):
+    """Keeps the losses."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append(outputs["loss"].item())
+
+
+def two_steps(run: Run) -> None:
+    """Train for two steps: the losses are finite and every weight that receives a gradient has moved."""
+    before = {name: weight.detach().clone() for name, weight in run.net.named_parameters()}
+    watch, silent = Watch(), dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    precision = run.config["trainer"]["precision"].replace("auto", "32-true")
+    ours = {"use_distributed_sampler": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", devices=1, precision=precision, callbacks=[watch], **ours, **silent)
+    trainer.fit(run.module, datamodule=run.data())
+    assert len(watch.losses) == 2 and np.isfinite(watch.losses).all()
+    still = [name for name, weight in run.net.named_parameters() if torch.equal(weight, before[name])]
+    assert not still and all(weight.isfinite().all() for weight in run.net.parameters())
+
+
+FEW_WORKERS = "ignore:.*does not have many workers:UserWarning"
+PARTS = [(group, name) for group in ("loss", "optim", "augment") for name in of_group(group)]
+
+
+@pytest.mark.filterwarnings(FEW_WORKERS)
+@pytest.mark.parametrize(("group", "name"), PARTS)
+def test_every_part_is_built_and_trains(group: str, name: str) -> None:
+    two_steps(build(config("data=digits", "model=resnet8", "data.batch_size=16", f"{group}={name}")))
+
+
+@pytest.mark.parametrize("name", of_group("model"))
+def test_every_model_is_built_and_differentiable(name: str) -> None:
+    net = build(config("data=digits", f"model={name}", "model.num_experts=2")).net
+    out = net(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert out.logits.shape == (2, 2, 10) and out.features.shape[:2] == (2, 2)
+    out.logits.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in net.parameters())
+
+
+@pytest.mark.parametrize("name", of_group("loss"))
+def test_every_loss_yields_a_gradient_and_detached_parts(name: str) -> None:
+    run = build(config("data=digits", f"loss={name}"))
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(run.module.loss.views), 8, run.net.num_experts)
+    logits = torch.randn(*shape, 10, generator=generator).requires_grad_()
+    labels = torch.arange(8)
+    views = Views(torch.zeros(*shape[:2], 3, 8, 8), torch.eye(10)[labels], labels)
+
+    def parts() -> dict[str, Tensor]:
+        return run.module.loss(Output(logits, torch.randn(*shape, 48, generator=generator)), views, 5.0)
+
+    once, again = parts(), parts()
+    assert once["loss"].ndim == 0 and once["loss"].isfinite() and once["loss"].requires_grad
+    assert not any(value.requires_grad for key, value in once.items() if key != "loss")
+    assert all(torch.equal(once[key], again[key]) for key in once)
+    once["loss"].backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings(FEW_WORKERS)
+@pytest.mark.parametrize("name", of_group("experiment"))
+def test_every_experiment_trains(name: str, tmp_path: Path) -> None:
+    card = config(f"experiment={name}")
+    words = [f"experiment={name}", "data.batch_size=8", "data.imbalance_factor=2"]
+    if "root" in card["data"]:
+        folder = tmp_path / "pictures (图片)"
+        names = card["data"].get("classes") or [f"class {number:03}" for number in range(card["data"]["num_classes"])]
+        random = np.random.RandomState(0)
+        for split, number in (("train", 2), ("test", 1)):
+            for of_class in names:
+                (folder / split / of_class).mkdir(parents=True)
+                for picture in range(number):
+                    pixels = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
+                    Image.fromarray(pixels).save(folder / split / of_class / f"{picture}.bmp")
+        words.append(f"data.root={folder}")
+    two_steps(build(config(*words)))
