@@ -1,0 +1,66 @@
+"""The README's commands, executed: every line of its `sh` blocks and its `python` block, in one folder, in order.
+
+Shortened where they would take long: two training steps of one epoch. `make` and `git` lines are for a person; CI runs `make test`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CIFAR = ROOT.parent / "shared" / "data" / "cifar100.zip"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    lines = [line.partition("  # ")[0].strip() for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith(("make", "git", "cd", "#"))]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    if CIFAR.exists():
+        (tmp_path / "cifar100.zip").symlink_to(CIFAR)
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    ran = 0
+    for command in commands():
+        if ("cifar100" in command and not CIFAR.exists()) or command.startswith("python benchmarks"):
+            continue
+        if " train" in command and "resume=" not in command and "--" not in command.partition(" train")[2]:
+            command += " trainer.max_epochs=1 trainer.limit_train_batches=2"
+            if "devices=" in command and not torch.cuda.is_available():
+                command += " trainer.accelerator=cpu"
+        if "DIR" in command:
+            newest = max(tmp_path.glob("runs/digits*/*"), key=os.path.getmtime)
+            command = command.replace("DIR", str(newest))
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
+        ran += 1
+    assert ran >= 8
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = blocks("python")
+    exec(compile(program.replace("max_epochs=60", "max_epochs=1"), "README.md", "exec"), {})
+
+
+def test_every_file_of_the_tree_exists() -> None:
+    (tree,) = blocks("text")
+    names = re.findall(r"^([\w./]+\.(?:py|yaml|md|txt)|[\w./]+/)", tree, re.MULTILINE)
+    assert len(names) > 8
+    assert all((ROOT / name).exists() for name in names), names
