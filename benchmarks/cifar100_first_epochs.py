@@ -2,8 +2,8 @@
 
     python benchmarks/cifar100_first_epochs.py --root cifar100.zip          # about 10 minutes on 2 cores: one thread a seed
 
-Reference: the published trainer, one seed, another subset of the same size: train loss 12.875, 11.538, 11.147, and after epoch 3 expert 1 has
-16.4 % on many-shot and 0 % on few-shot classes, expert 3 0 % and 7.3 %. Writes benchmarks/results/cifar100_first_epochs.md, and exits 1
+Reference: the published trainer, one seed, another subset of the same size: train loss 12.875, 11.538, 11.147; after epoch 3 expert 1
+has 16.4 % on many-shot and 0 % on few-shot classes, expert 3 0 % and 7.3 %. Writes benchmarks/results/cifar100_first_epochs.md, and exits 1
 if a loss is further than 3 % from the reference or the experts have not specialised.
 """
 
@@ -46,8 +46,8 @@ def main() -> None:
         f"# CIFAR-100-LT, IF 100: epochs 1 to 3 of 400, n = {arguments.seeds} seeds",
         "",
         f"`python benchmarks/cifar100_first_epochs.py`, commit {first['git_commit']}, torch {first['versions']['torch']}, "
-        f"{first['device']}, one thread a run, {first['precision']}, {first['train_pictures']} training and {first['n']} test pictures from class folders "
-        "(a subset of its own: neither the official one nor the reference's).",
+        f"{first['device']}, one thread a run, {first['precision']}, {first['train_pictures']} training and {first['n']} test pictures "
+        "from class folders (a subset of its own: neither the official one nor the reference's).",
         "",
         "Train loss by epoch; in brackets the difference to the published code.",
         "",
