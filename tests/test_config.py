@@ -152,6 +152,12 @@ def two_steps(run: Run) -> None:
     assert not still and all(weight.isfinite().all() for weight in run.net.parameters())
 
 
+@pytest.mark.parametrize("key", ["data.batch_size", "data.num_workers", "model.num_experts", "trainer.max_epochs", "seed"])
+def test_true_is_no_number(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}=True: expected a whole number"):
+        build(config(f"{key}=true"))
+
+
 FEW_WORKERS = "ignore:.*does not have many workers:UserWarning"
 PARTS = [(group, name) for group in ("loss", "optim", "augment") for name in of_group(group)]
 
