@@ -65,6 +65,10 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         (["data._target_=builtins.exec"], "expected a subclass of mdcs.data.splits.DataSource"),
         (["data=cifar100", "data.root=no such folder"], "no such folder"),
         (["checkpoint=best"], "checkpoint=best needs a validation split"),
+        (["hydra.run.dir=a${b}"], "hydra.run.dir: "),
+        (["~optim.gamma"], "optim.gamma is missing from the configuration"),
+        (["~model.head"], "model.head is missing from the configuration"),
+        (["data.root=x"], "data.root: there is no such setting: `mdcs train --cfg job` prints all there are"),
         (["seed=-1"], "seed=-1: expected a whole number from 0"),
         (["resume=nowhere"], "not a run folder"),
         (["-m", "trainer.devices=2"], "a sweep runs its jobs on one device each"),
@@ -106,6 +110,23 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     error = capfd.readouterr().err
     assert "0.png" in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_without_training_pictures_is_named_or_masked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 8), ("test", 2)):
+        for name in ("ant", "bee", "cat"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / "photos" / split / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    words = ["data=cifar10", "data.root=photos", "data.classes=[ant,bee,cat]", "data.imbalance_factor=20", "model=resnet8", "augment=none"]
+    assert mdcs(monkeypatch, "train", *words, QUICK) == 2
+    assert capfd.readouterr().err.startswith("mdcs: class 'cat' has no training picture")
+    assert mdcs(monkeypatch, "train", *words, QUICK, "loss.mask_empty=true", "hydra.run.dir=run") == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert [row["train_count"] for row in scores["per_class"]] == [8, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["my photos (1)", "jörg", "图片", "a=b", "it's", "c,d", 'q"q', "x~y", "[1]"])

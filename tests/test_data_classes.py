@@ -64,9 +64,9 @@ def test_unknown_profile() -> None:
         long_tailed_counts(500, 100, 10, "pareto")  # type: ignore[arg-type]
 
 
-def test_class_without_pictures_and_bad_seed() -> None:
-    with pytest.raises(UserError, match="class number 1: 0 pictures wanted of 2"):
-        long_tailed_subset(np.array([0, 1, 1]), [1, 0], seed=0)
+def test_more_pictures_than_there_are_and_bad_seed() -> None:
+    with pytest.raises(UserError, match="class number 1: 3 pictures wanted of 2"):
+        long_tailed_subset(np.array([0, 1, 1]), [1, 3], seed=0)
     with pytest.raises(UserError, match=r"^data\.subset_seed=-1"):
         long_tailed_subset(np.array([0]), [1], seed=-1)
 

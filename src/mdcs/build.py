@@ -79,8 +79,6 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     schedule = make_schedule(cfg)
     optimiser = make_optimiser(cfg["optim"])
     num_experts = cfg["model"]["num_experts"]
-    if not isinstance(num_experts, int) or num_experts < 1:
-        raise UserError(f"model.num_experts={num_experts!r}: expected a whole number from 1")
     backbone_keys = {k: v for k, v in cfg["model"].items() if k != "head"}
     backbone = instantiate(backbone_keys, Backbone, "model")
     splits = source.splits() if classes is None else None
@@ -118,18 +116,35 @@ def load(folder: str | Path) -> Run:
 
 
 def check_scalars(cfg: Mapping[str, Any]) -> None:
-    """The settings that no constructor checks."""
+    """The settings that no constructor checks, and that none is missing (`~optim.gamma` on the command line takes one away)."""
+    needed = {
+        "model": ("num_experts", "head"),
+        "data": LOADER_KEYS,
+        "optim": SCHEDULE_KEYS,
+        "trainer": ("max_epochs",),
+        "loss": (),
+        "augment": (),
+    }
+    for name in [*("seed", "checkpoint"), *needed]:
+        if name not in cfg:
+            raise UserError(f"{name} is missing from the configuration")
+    for group, keys in needed.items():
+        missing = [key for key in keys if key not in (cfg[group] or {})]
+        if missing or not cfg[group]:
+            raise UserError(f"{'.'.join([group, *missing[:1]])} is missing from the configuration")
     seed, checkpoint = cfg["seed"], cfg["checkpoint"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
     if checkpoint not in ("last", "best"):
         raise UserError(f"checkpoint={checkpoint!r}: expected last, or best (on validation)")
     if checkpoint == "best" and not cfg["data"].get("val_fraction"):
         raise UserError("checkpoint=best needs a validation split: set data.val_fraction, for example 0.1 (it is never chosen on test)")
-    require_even_share(cfg["data"]["batch_size"], 1) if isinstance(cfg["data"]["batch_size"], int) else None
     for key in LOADER_KEYS:
-        if not isinstance(cfg["data"][key], int) or isinstance(cfg["data"][key], bool):
+        if type(cfg["data"][key]) is not int:
             raise UserError(f"data.{key}={cfg['data'][key]!r}: expected a whole number")
+    require_even_share(cfg["data"]["batch_size"], 1)
+    if type(cfg["model"]["num_experts"]) is not int or cfg["model"]["num_experts"] < 1:
+        raise UserError(f"model.num_experts={cfg['model']['num_experts']!r}: expected a whole number from 1")
 
 
 def make_schedule(cfg: Mapping[str, Any]) -> Schedule:

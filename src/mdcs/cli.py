@@ -91,8 +91,7 @@ def train_words(words: list[str]) -> "Run":
         folder = Path(config.absolute(resumed[0].removeprefix("resume=")))
         return resume_words(folder, [word for word in words if word not in resumed])
     cfg = config.compose("train", words)
-    folder = Path(str(cfg.hydra.run.dir))
-    return train_config(config.plain(cfg), folder)
+    return train_config(config.plain(cfg), Path(config.run_dir(cfg)))
 
 
 def train_config(cfg: dict[str, Any], folder: Path) -> "Run":

@@ -124,6 +124,16 @@ def plain(cfg: Any) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
+def run_dir(cfg: Any) -> str:
+    """Where the composed run goes."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return str(cfg.hydra.run.dir)
+    except OmegaConfBaseException as refusal:
+        raise UserError(f"hydra.run.dir: {in_one_line(refusal)}") from refusal
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A plain YAML file, for example a run's config.yaml."""
     import yaml

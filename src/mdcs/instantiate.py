@@ -27,7 +27,10 @@ def instantiate(node: Mapping[str, Any], base: type, where: str, **given: Any) -
     hints = check_arguments(cls, arguments, where, given)
     for name, value in arguments.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            arguments[name] = instantiate(value, hints[name], f"{where}.{name}")
+            wanted = hints.get(name)
+            if not isinstance(wanted, type):
+                raise UserError(f"{where}.{name}: no object can be configured here, remove its _target_")
+            arguments[name] = instantiate(value, wanted, f"{where}.{name}")
     return call(cls, where, **arguments, **given)
 
 
@@ -70,7 +73,7 @@ def resolve(target: Any, base: type, where: str) -> type:
 def check_arguments(
     function: Callable[..., Any], arguments: Mapping[str, Any], where: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Refuse names that `function` does not take, required names that are missing and values that do not fit its annotations.
+    """Refuse names that `function` does not take and values that do not fit its annotations.
 
     `given` are arguments that come from the program rather than the user. Returns the annotations.
     """
@@ -89,7 +92,7 @@ def check_arguments(
 
 def suggestion(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown `name`: the known one that ends in it or is closest, or all if they are few."""
-    close = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.6)
+    close = [other for other in known if other.endswith(f".{name}")] or difflib.get_close_matches(name, known, 1, 0.75)
     if close:
         return f": did you mean {close[0]}?"
     return f": there is {', '.join(known)}" if len(known) < 20 else ": `mdcs train --cfg job` prints all there are"

@@ -45,8 +45,8 @@ def long_tailed_subset(labels: np.ndarray, counts: list[int], seed: int) -> np.n
     for label, count in enumerate(counts):
         positions = np.flatnonzero(labels == label)
         random.shuffle(positions)
-        if not 0 < count <= len(positions):
-            raise UserError(f"class number {label}: {count} pictures wanted of {len(positions)}; every class needs at least one")
+        if count > len(positions):
+            raise UserError(f"class number {label}: {count} pictures wanted of {len(positions)}")
         chosen.append(positions[:count])
     return np.concatenate(chosen).astype(np.int64)
 

@@ -72,16 +72,20 @@ def merge_shards(folder: Path, world_size: int, labels: NDArray[np.int64], paths
     merged.flush()
     np.save(part / "labels.npy", labels)
     np.save(part / "index.npy", np.arange(len(labels)))
-    (part / "paths.txt").write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
-    for rank in range(world_size):
-        (part / f"logits.{rank}.npy").unlink()
-        (part / f"index.{rank}.npy").unlink()
+    (part / "paths.txt").write_text("".join(f"{one_line(path)}\n" for path in paths), encoding="utf-8")
+    for shard in part.glob("*.*.npy"):  # also those that a killed run of more ranks has left
+        shard.unlink()
     old = folder.with_name(folder.name + ".old")  # renamed before it is deleted: half a folder must never have the name
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(part, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def one_line(path: str) -> str:
+    """A file's name may hold line breaks; its line in paths.txt may not."""
+    return path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r") if "\n" in path or "\r" in path else path
 
 
 def shards(folder: Path) -> Path:
