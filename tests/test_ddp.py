@@ -60,6 +60,18 @@ def test_a_trajectory_of_two_ranks_is_that_of_one_process(tmp_path: Path) -> Non
         assert [len(indices[rank][epoch][-1]) for rank in (0, 1)] == [8, 9]
 
 
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_accumulated_micro_batches_are_one_batch(micro_batches: int, tmp_path: Path) -> None:
+    """`data.batch_size` counts the pictures of an optimiser step; the last one of an epoch has 17, in unequal parts."""
+    whole, seen, _ = ddp_worker.train(tmp_path / "whole", [])
+    parts, in_parts, _ = ddp_worker.train(tmp_path / "parts", [f"trainer.accumulate_grad_batches={micro_batches}"])
+    assert [index for step in seen[0] for index in step] == [index for step in in_parts[0] for index in step]
+    assert len(in_parts[0][0]) == 32 // micro_batches
+    for name, value in whole.items():
+        if "num_batches_tracked" not in name:
+            torch.testing.assert_close(parts[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_ranks_write_one_run_folder(launcher: str, tmp_path: Path) -> None:
     start = [sys.executable] if launcher == "lightning" else TORCHRUN

@@ -42,7 +42,7 @@ def expected_means(steps: list[tuple[dict[str, Tensor], Tensor, Tensor]]) -> dic
     means |= {f"train/confident_{k + 1}": confident[k].mean() for k in range(len(confident))}
     of_group = {name: np.isin(labels, group) for name, group in GROUPS.items()}
     means |= {f"train/confident_{name}": confident[:, chosen].mean() for name, chosen in of_group.items() if chosen.any()}
-    return means | {"train/acc": hits.mean()}
+    return means | {"train/acc": hits.mean(), "pictures": sum(rows)}
 
 
 @pytest.mark.parametrize("labels_of", [(0, 1, 2, 3, 4, 5), (0, 1, 4)])
@@ -62,7 +62,7 @@ def test_epoch_means_of_a_loss_without_parts() -> None:
     meter = EpochMeans(CLASSES, 3)
     for parts, logits, labels in batches():
         meter.update({"loss": parts["loss"]}, logits, labels)
-    assert set(meter.compute()) == {"train/loss", "train/acc"}
+    assert set(meter.compute()) == {"train/loss", "train/acc", "pictures"}
     assert not meter.sums.requires_grad
 
 
@@ -115,7 +115,7 @@ def test_every_figure_of_the_meters_has_a_column() -> None:
     for parts, logits, labels in batches():
         means.update(parts, logits, labels)
         accuracy.update(logits[0], labels)
-    assert set(means.compute() | accuracy.compute()) <= set(columns(3))
+    assert set(means.compute() | accuracy.compute()) - {"pictures"} <= set(columns(3))
 
 
 def started(folder: Path, epochs_done: int = 0) -> RunFolder:

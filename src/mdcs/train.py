@@ -62,7 +62,7 @@ def fit(run: Run, folder: Path, resumed: bool) -> Run:
     """Train `run` in `folder` to its last epoch, then predict and evaluate."""
     run_folder = RunFolder(folder, run.net.num_experts, {} if resumed else first_files(run))
     trainer = make_trainer(run.config, run_folder)
-    require_even_share(run.config["data"]["batch_size"], trainer.world_size)
+    require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
     facts = static_facts(run)
     if trainer.is_global_zero:
         introduce(run, facts, trainer)
@@ -87,6 +87,8 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
     if arguments.get("precision") == "auto":
         arguments["precision"] = "bf16-mixed" if fast_bfloat16(arguments.get("accelerator")) else "32-true"
         log.info(f"trainer.precision=auto: {arguments['precision']}")
+    if arguments.get("overfit_batches"):
+        raise UserError("trainer.overfit_batches would replace the order of the pictures: use trainer.limit_train_batches")
     ours: dict[str, Any] = {
         "callbacks": [RunProgress(), run_folder] if arguments.get("enable_progress_bar", True) else [run_folder],
         "plugins": [DurableCheckpointIO()],
@@ -135,9 +137,11 @@ def introduce(run: Run, facts: Mapping[str, Any], trainer: pl.Trainer) -> None:
         f"{groups}), {len(run.splits.test.labels)} test pictures"
     )
     log.info(
-        f"{type(run.module.loss).__name__} on {type(run.net.backbone).__name__} with {run.net.num_experts} experts, "
-        f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture; "
-        f"{len(run.module.loss.views)} views, {trainer.max_epochs} epochs on {trainer.world_size} x {trainer.strategy.root_device.type}"
+        f"{type(run.module.loss).__name__} on {type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
+        f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture"
+    )
+    log.info(
+        f"Views: {', '.join(run.module.loss.views)}; {trainer.max_epochs} epochs on {trainer.world_size} x {trainer.strategy.root_device.type}"
     )
     dropped = facts["train_pictures"] % run.config["data"]["batch_size"]
     if 0 < dropped < trainer.world_size:

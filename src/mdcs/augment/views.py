@@ -57,6 +57,7 @@ class Augment(nn.Module):
         self.num_pictures = num_pictures
         self.seed = seed
         self.downscale = downscale
+        self._statistics: dict[torch.device, Tensor] = {}
         self._epoch: int | None = None
         self._tables: dict[tuple[str, int, torch.device], Tensor] = {}  # of the current epoch only
 
@@ -110,7 +111,10 @@ class Augment(nn.Module):
         return self._tables[place]
 
     def _normalise(self, images_B3HW: Tensor) -> Tensor:
-        mean_311, std_311 = (torch.tensor(s, device=images_B3HW.device).view(3, 1, 1) for s in (self.mean, self.std))
+        device = images_B3HW.device
+        if device not in self._statistics:  # made once: each copy to a device waits for it
+            self._statistics[device] = torch.tensor([self.mean, self.std], device=device).view(2, 3, 1, 1)
+        mean_311, std_311 = self._statistics[device]
         pixels = images_B3HW.float()
         if self.downscale > 1:
             pixels = F.avg_pool2d(pixels, self.downscale)

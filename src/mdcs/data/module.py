@@ -72,22 +72,24 @@ class PictureBatches(Dataset[Batch]):
         return Batch(self.pictures.images.index_select(0, index_B)[None], self.pictures.labels.index_select(0, index_B), index_B)
 
 
-def require_even_share(batch_size: int, num_devices: int) -> None:
-    """Refuse a batch that the devices cannot share evenly; `batch_size` counts pictures per optimiser step over all of them."""
+def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1) -> None:
+    """Refuse a batch that devices and accumulated micro-batches cannot share evenly; `batch_size` counts pictures per optimiser step."""
     if batch_size < 1:
         raise UserError(f"data.batch_size={batch_size}: expected at least 1 picture per optimiser step")
-    if batch_size % num_devices:
-        below = batch_size - batch_size % num_devices
-        choices = " or ".join(str(size) for size in (below, below + num_devices) if size)
+    shares = num_devices * micro_batches
+    if batch_size % shares:
+        below = batch_size - batch_size % shares
+        of = f" of {micro_batches} micro-batches" if micro_batches > 1 else ""
+        choices = " or ".join(str(size) for size in (below, below + shares) if size)
         raise UserError(
-            f"data.batch_size={batch_size} cannot be shared evenly by {num_devices} devices: choose a multiple, such as {choices}"
+            f"data.batch_size={batch_size} cannot be shared evenly by {num_devices} devices{of}: choose a multiple, such as {choices}"
         )
 
 
 class LongTailData(pl.LightningDataModule):
-    """Loaders over `splits`. `batch_size` counts pictures per optimiser step over all devices, `eval_batch_size` those of one device.
+    """Loaders over `splits`. `batch_size` counts pictures per optimiser step, over all devices and accumulated micro-batches.
 
-    Each rank takes its own share here, so the Trainer must be built with `use_distributed_sampler=False`.
+    `eval_batch_size` counts those of one device. Each rank takes its own share here, so the Trainer must be built with `use_distributed_sampler=False`.
     """
 
     def __init__(self, splits: Splits, batch_size: int, num_workers: int = 0, seed: int = 0, eval_batch_size: int = 512) -> None:
@@ -104,9 +106,10 @@ class LongTailData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled training batches of this rank; the loader's `sampler` is an `EpochOrder`."""
         rank, world_size = self._rank_and_world_size()
-        require_even_share(self.batch_size, world_size)
+        micro = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        require_even_share(self.batch_size, world_size, micro)
         train = self.splits.train
-        order = EpochOrder(len(train.labels), self.batch_size, self.seed, rank, world_size)
+        order = EpochOrder(len(train.labels), self.batch_size // micro, self.seed, rank, world_size)
         if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         return self._loader(train, order)

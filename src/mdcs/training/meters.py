@@ -44,11 +44,12 @@ class EpochMeans(Metric):
         self.names = names
 
     def local(self) -> dict[str, float]:
-        """The means over this rank's pictures so far; a group without pictures is left out."""
+        """The means over this rank's pictures so far, and their number; a group without pictures is left out."""
         if not self.sums.numel():
             return {}
         values, weights = self.sums.tolist()
-        return {name: value / weight for name, value, weight in zip(self.names, values, weights, strict=True) if weight}
+        means = {name: value / weight for name, value, weight in zip(self.names, values, weights, strict=True) if weight}
+        return means | {"pictures": weights[0]}
 
     def compute(self) -> dict[str, float]:
         """The means over all ranks."""

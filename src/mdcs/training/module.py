@@ -83,16 +83,19 @@ class LongTailModule(pl.LightningModule):
         with exact:
             parts = self.loss(out, views, self.current_epoch + 1)
             self.means.update(parts, out.logits.detach(), views.targets.argmax(-1))
-        # DDP takes the plain mean of the ranks' gradients: weigh each rank by its rows, so that it is the mean over the global batch.
-        world = self.trainer.world_size
-        if world == 1:
+        # The gradients of ranks and of accumulated micro-batches are plainly averaged: weigh each by its rows, so that the result is the
+        # mean over all pictures of the optimiser step.
+        micro = self.trainer.accumulate_grad_batches
+        parts_of_step = self.trainer.world_size * micro
+        if parts_of_step == 1:
             return parts["loss"]
-        return parts["loss"] * (rows * world / self.order.rows(step))
+        together = sum(self.order.rows(other) for other in range(step - step % micro, min(step - step % micro + micro, len(self.order))))
+        return parts["loss"] * (rows * parts_of_step / together)
 
     def on_train_epoch_end(self) -> None:
-        self.row |= reset_and_read(self.means)
-        pictures = self.order.num_pictures - self.order.dropped
-        self.row["images_per_second"] = pictures / (time.perf_counter() - self.epoch_started)
+        means = reset_and_read(self.means)
+        means["images_per_second"] = means.pop("pictures") / (time.perf_counter() - self.epoch_started)
+        self.row |= means
         self.log_dict({name: value for name, value in self.row.items() if not name.startswith("val/")}, sync_dist=True)
 
     def validation_step(self, batch: Batch, step: int) -> None:
