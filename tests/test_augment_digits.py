@@ -1,22 +1,11 @@
 """The policies for 8×8 digits."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from mdcs.augment.policies import DigitsStrong, DigitsWeak
 from test_augment_policies import assert_frequency, assert_uniform, compass, places, uniform
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Operations on small pictures are too short to share: on a busy machine two threads wait for each other a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_digits_weak_moves_by_at_most_a_pixel() -> None:

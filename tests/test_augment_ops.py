@@ -1,6 +1,6 @@
 """Every batched operation against Pillow itself, on square and oblong pictures, with another parameter for every picture of the batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -52,15 +52,6 @@ TABLE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], np.ndarray, int, floa
     "autocontrast": (lambda x, m: ops.look_up(x, ops.autocontrast_table(x)), np.zeros(1), 0, 0),
     "equalize": (lambda x, m: ops.look_up(x, ops.equalize_table(x)), np.zeros(1), 0, 0),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Operations on small pictures are too short to share: on a busy machine two threads wait for each other a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_close_levels(got: Tensor, expected: Tensor, levels: int, fraction: float) -> None:

@@ -1,7 +1,7 @@
 """The policies: each against the vectors, each random choice against its stated frequency, and the whole against Pillow pipelines."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,15 +17,6 @@ from mdcs.types import Policy
 from test_augment_reference import META, PIL_STRONG, PIL_WEAK, SIGNED, VECTORS, chw, golden
 
 IMAGE_3HW = chw(VECTORS["image32"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Operations on small pictures are too short to share: on a busy machine two threads wait for each other a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def uniform(rows: int, policy: Policy, seed: int = 0) -> Tensor:

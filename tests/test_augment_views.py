@@ -1,6 +1,5 @@
 """Augment: keyed randomness, normalisation, memory layout, and the configurations."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ from mdcs.types import Batch
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PICTURES_N3HW = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 CONF = Path(__file__).parents[1] / "conf" / "augment"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Operations on small pictures are too short to share: on a busy machine two threads wait for each other a hundred times longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def cifar(seed: int = 0) -> Augment:

@@ -1,6 +1,5 @@
 """Words to configuration, and the contract of every YAML file: it composes, is built, and trains for two steps."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +117,6 @@ def test_every_choice_composes(choice: Path) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_composes(verb: str) -> None:
     assert len(compose("train" if verb == "config" else verb, [])) > 1
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Nothing here is large enough to share; on a busy machine two threads would wait for each other, 50 times as long as they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Watch(pl.Callback):

@@ -141,7 +141,8 @@ def introduce(run: Run, facts: Mapping[str, Any], trainer: pl.Trainer) -> None:
         f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture"
     )
     log.info(
-        f"Views: {', '.join(run.module.loss.views)}; {trainer.max_epochs} epochs on {trainer.world_size} x {trainer.strategy.root_device.type}"
+        f"views {', '.join(run.module.loss.views)}; {trainer.max_epochs} epochs on "
+        f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     )
     dropped = facts["train_pictures"] % run.config["data"]["batch_size"]
     if 0 < dropped < trainer.world_size:

@@ -87,9 +87,10 @@ def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1
 
 
 class LongTailData(pl.LightningDataModule):
-    """Loaders over `splits`. `batch_size` counts pictures per optimiser step, over all devices and accumulated micro-batches.
+    """Loaders over `splits`.
 
-    `eval_batch_size` counts those of one device. Each rank takes its own share here, so the Trainer must be built with `use_distributed_sampler=False`.
+    `batch_size` counts pictures per optimiser step, over all devices and accumulated micro-batches; `eval_batch_size` those of one device.
+    Each rank takes its own share here, so the Trainer must be built with `use_distributed_sampler=False`.
     """
 
     def __init__(self, splits: Splits, batch_size: int, num_workers: int = 0, seed: int = 0, eval_batch_size: int = 512) -> None:
