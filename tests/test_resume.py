@@ -58,6 +58,19 @@ def test_killed_three_times_and_resumed_it_ends_with_the_same_bits(whole: Path, 
     ]
 
 
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "mdcs", "train", "trainer.max_epochs=100000", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.endswith(f"interrupted; `mdcs train resume={folder}` goes on after the last finished epoch\n")
+
+
 def test_a_kill_from_outside_at_any_moment(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["trainer.max_epochs=5", "data.val_fraction=0.2", f"hydra.run.dir={folder}"]

@@ -160,6 +160,11 @@ def test_half_precision_trains(precision: str, tmp_path: Path) -> None:
     assert run.module.loss.bias(torch.float64)[2, 0].item() == pytest.approx(2.5 * np.log(110), rel=1e-12)
 
 
+def test_a_loss_that_explodes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss of epoch 1 is nan: lower optim.lr"):
+        mdcs.run(["optim.lr=1e30", "optim.weight_decay=1e9", "model.head=linear", f"hydra.run.dir={tmp_path / 'run'}"])
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_seed_changes_weights_and_order_but_not_the_data(seed: int) -> None:
     one, other = (build(plain(compose("train", [f"seed={seed}"]))) for _ in range(2))

@@ -68,7 +68,11 @@ def fit(run: Run, folder: Path, resumed: bool) -> Run:
         introduce(run, facts, trainer)
 
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if resumed and last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if resumed and last.exists() else None, weights_only=True)
+    except SystemExit:  # so Lightning ends on Ctrl-C
+        log.info(f"interrupted; `mdcs train resume={run_folder.folder}` goes on after the last finished epoch")
+        raise KeyboardInterrupt from None
 
     run.folder = folder = run_folder.folder
     run.load_weights(folder / "checkpoints" / f"{run.config['checkpoint']}.ckpt")

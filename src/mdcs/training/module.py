@@ -1,5 +1,6 @@
 """One LightningModule for all methods: batch -> views -> network -> loss. What differs between methods is in the parts it is given."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from mdcs.augment.views import Augment
 from mdcs.data.module import EpochOrder
+from mdcs.errors import UserError
 from mdcs.models.expert_net import ExpertNet
 from mdcs.randomness import key
 from mdcs.training.meters import EpochMeans, GroupAccuracy, reset_and_read
@@ -94,6 +96,10 @@ class LongTailModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         means = reset_and_read(self.means)
+        if not math.isfinite(means["train/loss"]):
+            raise UserError(
+                f"the loss of epoch {self.current_epoch + 1} is {means['train/loss']}: lower optim.lr, or set optim.warmup_epochs"
+            )
         means["images_per_second"] = means.pop("pictures") / (time.perf_counter() - self.epoch_started)
         self.row |= means
         self.log_dict({name: value for name, value in self.row.items() if not name.startswith("val/")}, sync_dist=True)
