@@ -13,8 +13,8 @@ import torch
 
 from mdcs.build import build
 from mdcs.config import compose, plain
-from mdcs.train import make_trainer
 from mdcs.training.checkpoint import RunFolder
+from mdcs.training.trainer import make_trainer
 from mdcs.types import Batch
 
 WORDS = ["loss.confident_only=false", "trainer.max_epochs=2", "trainer.precision=64-true", "trainer.enable_progress_bar=false"]

@@ -64,6 +64,9 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         (["augment.weak._target_=torch.serialization.os.system"], "expected a subclass of mdcs.types.Policy"),
         (["data._target_=builtins.exec"], "expected a subclass of mdcs.data.splits.DataSource"),
         (["data=cifar100", "data.root=no such folder"], "no such folder"),
+        (["checkpoint=best", "data.val_fraction=0.2", "trainer.limit_val_batches=0"], "checkpoint=best, but no epoch would be validated"),
+        (["trainer.logger=true"], "trainer.logger cannot be set: mdcs sets it itself"),
+        (["trainer.overfit_batches=2"], "trainer.overfit_batches cannot be set"),
         (["checkpoint=best"], "checkpoint=best needs a validation split"),
         (["hydra.run.dir=a${b}"], "hydra.run.dir: "),
         (["~optim.gamma"], "optim.gamma is missing from the configuration"),
@@ -89,7 +92,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [([], "run=... is missing"), (["run=nowhere"], "not a run folder"), (["run=x", "-m"], "takes key=value words only")],
+    [
+        (["run=x", "data=cifar10"], "data=cifar10: a run is evaluated on its own kind"),
+        ([], "run=... is missing"),
+        (["run=nowhere"], "not a run folder"),
+        (["run=x", "-m"], "takes key=value words only"),
+    ],
 )
 def test_mistakes_of_evaluate(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert mdcs(monkeypatch, "evaluate", *words) == 2

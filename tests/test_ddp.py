@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import ddp_worker
 from conftest import ROOT
 from mdcs.losses.mdcs import MDCS
+from mdcs.training.module import share_weight
 from mdcs.types import Classes, Output, Views
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
@@ -35,7 +36,7 @@ def test_loss_and_gradient_of_two_ranks_are_those_of_one_process() -> None:
         return loss(out, Views(logits_VBKC, F.one_hot(labels_B[rows], 4).double(), labels_B[rows]), 10)["loss"]
 
     whole = total(slice(None))
-    shared = (total(slice(0, 5)) * 5 * 2 / 8 + total(slice(5, 8)) * 3 * 2 / 8) / 2
+    shared = (total(slice(0, 5)) * share_weight(5, 2, 8) + total(slice(5, 8)) * share_weight(3, 2, 8)) / 2
     torch.testing.assert_close(shared, whole)
     grads = [torch.autograd.grad(value, logits_VBKC)[0] for value in (whole, shared)]
     torch.testing.assert_close(grads[0], grads[1])
@@ -75,7 +76,8 @@ def test_accumulated_micro_batches_are_one_batch(micro_batches: int, tmp_path: P
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_ranks_write_one_run_folder(launcher: str, tmp_path: Path) -> None:
     start = [sys.executable] if launcher == "lightning" else TORCHRUN
-    words = ["train", *TWO_RANKS, "trainer.max_epochs=1", "data.val_fraction=0.2"]
+    ranks = TWO_RANKS if launcher == "lightning" else ["trainer.accelerator=cpu"]  # torchrun says how many
+    words = ["train", *ranks, "trainer.max_epochs=1", "data.val_fraction=0.2"]
     done = subprocess.run([*start, "-m", "mdcs", *words], env=ONE_THREAD, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ensemble") == 1, "rank 0 alone prints"

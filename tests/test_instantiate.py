@@ -59,9 +59,15 @@ def test_what_resolves_to_another_kind_of_object_is_not_allowed(target: str) -> 
         resolve(target, Loss, "loss")
 
 
-@pytest.mark.parametrize(
-    "target", ["mdcs.losses.mdcs.MCDS", "mdcs.nothing.MDCS", "nowhere.MDCS", "MDCS", "", "mdcs..MDCS", ".MDCS", "..a.b"]
-)
+@pytest.mark.parametrize("target", ["this.s", "nowhere.MDCS", "MDCS", "", ".MDCS", "..a.b"])
+def test_nothing_else_is_imported(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Importing a module runs it; `this` prints."""
+    with pytest.raises(UserError, match=r"is not allowed here: expected a subclass of mdcs.types.Loss, from mdcs, torch, timm$"):
+        resolve(target, Loss, "loss")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("target", ["mdcs.losses.mdcs.MCDS", "mdcs.nothing.MDCS", "mdcs", "mdcs..MDCS"])
 def test_a_name_that_does_not_exist(target: str) -> None:
     with pytest.raises(UserError, match=r"there is no such class; expected a subclass of mdcs.types.Loss$"):
         resolve(target, Loss, "loss")

@@ -170,7 +170,7 @@ def test_any_number_of_experts(num_experts: int) -> None:
     logits, labels = example(num_experts)
     logits.requires_grad_()
     loss = MDCS(classes_of(COUNTS), num_experts)
-    assert sum(loss.strengths_K) / num_experts == pytest.approx(1.0)
+    assert sum(loss.lambdas_K) / num_experts == pytest.approx(1.0)
     parts = call(loss, logits, labels)
     parts["loss"].backward()
     assert parts["confident"].shape == (num_experts,)

@@ -1,5 +1,6 @@
 """Configuration to parts: the only place where data, augmentation, network, loss and optimiser meet."""
 
+import copy
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,6 +21,7 @@ from mdcs.errors import UserError
 from mdcs.evaluation.predictions import classes_from_json
 from mdcs.instantiate import call, check_arguments, instantiate, resolve
 from mdcs.models.expert_net import ExpertNet
+from mdcs.randomness import keyed_globals
 from mdcs.training.module import LongTailModule
 from mdcs.training.schedule import Schedule
 from mdcs.types import Backbone, Classes, Loss
@@ -51,9 +52,10 @@ class Run:
         return LongTailData(self.splits, **loader, seed=self.config["seed"])
 
     def load_weights(self, path: Path) -> "Run":
-        """Put the network's weights of a checkpoint in place."""
+        """Put the network's weights of a checkpoint in place; UserError if there is none."""
         if not path.exists():
-            raise UserError(f"{path}: there is no such checkpoint; best.ckpt needs a validation split (data.val_fraction)")
+            reason = "needs a validation split (data.val_fraction)" if path.stem == "best" else "is written at the end of the first epoch"
+            raise UserError(f"{path}: there is no such checkpoint; it {reason}")
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         self.net.load_state_dict({name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")})
         return self
@@ -72,15 +74,15 @@ class Run:
 
 def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     """Make all parts from the plain, resolved configuration. Reads the dataset, unless `classes` (of a stored run) are given."""
-    cfg = dict(cfg)
-    check_scalars(cfg)
-    pl.seed_everything(cfg["seed"], workers=True, verbose=False)
+    own = copy.deepcopy(dict(cfg))
+    check_scalars(own)
     source: DataSource = instantiate({k: v for k, v in cfg["data"].items() if k not in LOADER_KEYS}, DataSource, "data")
     schedule = make_schedule(cfg)
     optimiser = make_optimiser(cfg["optim"])
     num_experts = cfg["model"]["num_experts"]
     backbone_keys = {k: v for k, v in cfg["model"].items() if k != "head"}
-    backbone = instantiate(backbone_keys, Backbone, "model")
+    with keyed_globals(cfg["seed"], "backbone"):
+        backbone = instantiate(backbone_keys, Backbone, "model")
     splits = source.splits() if classes is None else None
     if splits is not None:
         classes = splits.classes
@@ -88,13 +90,14 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
 
     head = cfg["model"]["head"]
     check_arguments(ExpertNet, {"head": head}, "model", {"backbone": backbone, "num_classes": len(classes)})
-    net = ExpertNet(backbone, len(classes), head).to(memory_format=torch.channels_last)
+    with keyed_globals(cfg["seed"], "heads"):
+        net = ExpertNet(backbone, len(classes), head).to(memory_format=torch.channels_last)
     loss = instantiate(cfg["loss"], Loss, "loss", classes=classes, num_experts=num_experts)
     num_pictures = int(classes.counts.sum())
     augment = instantiate(cfg["augment"], Augment, "augment", mean=source.mean, std=source.std, num_pictures=num_pictures, seed=cfg["seed"])
     augment.check(loss.views)
     module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"])
-    run = Run(cfg, source, classes, net, module)
+    run = Run(own, source, classes, net, module)
     if splits is not None:
         run.splits = splits
         run.data()  # refuses bad loader settings before anything is written
@@ -102,7 +105,7 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
 
 
 def load(folder: str | Path) -> Run:
-    """A finished or unfinished run with the weights it predicts with; its dataset is not read.
+    """A finished or unfinished run with the weights it predicts with; its dataset is not read. UserError if `folder` is no run.
 
     >>> mdcs.load("runs/digits-resnet8-mdcs/2026-01-01_12-00-00").predict(images)  # doctest: +SKIP
     """

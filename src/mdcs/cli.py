@@ -124,6 +124,9 @@ def resume_words(folder: Path, words: list[str]) -> "Run":
 
 def evaluate_words(words: list[str]) -> dict[str, Any]:
     """`mdcs evaluate`."""
+    for word in words:
+        if word.startswith("data="):
+            raise UserError(f"{word}: a run is evaluated on its own kind of dataset; give data.root=... or other settings of it")
     cfg = config.plain(config.compose("evaluate", [f"++{word}" if word.startswith("data.") else word for word in words]))
     from mdcs.evaluate import evaluate
 
@@ -179,7 +182,7 @@ def through_hydra(verb: str, words: list[str]) -> None:
 
 def refuse_ranks_in_a_sweep(devices: str, num_nodes: str) -> None:
     """Each rank that Lightning starts would walk the whole sweep by itself, into a folder of its own."""
-    if devices != "1" or num_nodes != "1":
+    if devices != "1" or num_nodes != "1" or os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
         raise UserError(
             f"-m with trainer.devices={devices}, trainer.num_nodes={num_nodes}: a sweep runs its jobs on one device each; "
             f"train on several with one command a job: `mdcs train trainer.devices={devices} ...`"

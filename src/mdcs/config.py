@@ -12,7 +12,7 @@ from typing import Any
 from mdcs.errors import UserError
 from mdcs.instantiate import suggestion
 
-PATH_KEYS = ("run", "resume", "input", "output", "file", "data.root", "data.file", "data.cache", "hydra.run.dir", "hydra.sweep.dir")
+PATH_KEYS = ("run", "resume", "data.root", "hydra.run.dir", "hydra.sweep.dir")
 VERSION_BASE = "1.3"
 
 

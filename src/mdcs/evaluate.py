@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mdcs.build import Run, build, load
+from mdcs.build import LOADER_KEYS, Run, build, load
 from mdcs.config import absolute, read_yaml
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions, classes_from_json
@@ -17,6 +17,9 @@ from mdcs.evaluation.scores import scores
 from mdcs.predict import predict_split
 from mdcs.training.checkpoint import write_durably
 from mdcs.types import Classes
+
+# What scores.json says of the trained model rather than of the training or the test.
+OF_THE_MODEL = ("parameters", "macs_per_picture", "views", "train_pictures", "seed", "git_commit")
 
 log = logging.getLogger("mdcs")
 
@@ -28,7 +31,7 @@ def evaluate(run: str, split: str = "test", checkpoint: str | None = None, data:
     none, or if `data` names settings of the dataset to replace (for example its root). The run's own scores.json and predictions are
     replaced only by its own split and checkpoint; others are written beside them, under names that say what they are.
     """
-    folder = Path(run)
+    folder, data = Path(run), {key: value for key, value in (data or {}).items() if key not in LOADER_KEYS}
     if not (folder / "config.yaml").exists():
         raise UserError(f"run={run}: not a run folder, it has no config.yaml")
     cfg = read_yaml(folder / "config.yaml")
@@ -40,15 +43,15 @@ def evaluate(run: str, split: str = "test", checkpoint: str | None = None, data:
     name = split + ("" if used == cfg["checkpoint"] else f"_{used}") + ("_other_data" if data else "")
     place = folder / "predictions" / name
     if checkpoint or data or not place.exists():
-        predict_split(with_weights(folder, cfg, used, data or {}), split, place)
-    return write_scores(folder, classes_from_json(folder / "classes.json"), name, used, {})
+        predict_split(with_weights(folder, cfg, used, data), split, place)
+    return write_scores(folder, classes_from_json(folder / "classes.json"), name, used, {"data": data} if data else {})
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
     """The run with the weights of `checkpoint`, and a dataset with the same class names."""
     if not data:
         return load(folder).load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
-    changed = {key: absolute(value) if key in ("root", "file") else value for key, value in data.items()}
+    changed = {key: absolute(value) if key == "root" else value for key, value in data.items()}
     run = build({**cfg, "data": {**cfg["data"], **changed}}, classes_from_json(folder / "classes.json"))
     if run.splits.classes.names != run.classes.names:
         raise UserError(f"data: the classes differ from those of {folder}, which was trained on {', '.join(run.classes.names[:5])} ...")
@@ -63,7 +66,8 @@ def write_scores(folder: Path, classes: Classes, name: str, checkpoint: str, fac
     values = scores(Predictions.read(folder / "predictions" / name), classes)
     main = folder / "scores.json"
     known = json.loads(main.read_text(encoding="utf-8")) if main.exists() else {}
-    kept = {key: value for key, value in known.items() if key not in values and key not in ("split", "checkpoint")}
+    measured = known if name == "test" else {key: known[key] for key in OF_THE_MODEL if key in known}
+    kept = {key: value for key, value in measured.items() if key not in values and key not in ("split", "checkpoint")}
     content = {"split": name.split("_")[0], "checkpoint": checkpoint, **values, **kept, **facts}
     write_durably(main if name == "test" else folder / f"scores_{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
     show(content, folder)
@@ -90,9 +94,9 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             "parameters": f"{content['parameters']:,}",
             "epochs": content.get("epochs", "?"),
             "seed": content["seed"],
-            "training": f"{content.get('wall_seconds', 0):.1f} s",
-            "pictures/s": content.get("images_per_second", "?"),
-            "peak memory": f"{content.get('peak_memory_mib', 0):,} MiB",
         }
+        if "wall_seconds" in content:
+            words |= {"training": f"{content['wall_seconds']:.1f} s", "pictures/s": content["images_per_second"]}
+            words |= {"peak memory": f"{content['peak_memory_mib']:,} MiB"}
         console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)

@@ -6,6 +6,7 @@ A name that begins with an allowed package proves nothing (`torch.os.system` doe
 import difflib
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from mdcs.errors import UserError
 
+IMPORTED_FROM = ("mdcs", "torch", "timm")  # or what the program has imported already
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -54,11 +56,16 @@ def resolve(target: Any, base: type, where: str) -> type:
         raise UserError(f"{where}._target_={target!r} is not a dotted path: {expected}")
     parts = target.split(".")
     found: Any = None
+    if parts[0] not in IMPORTED_FROM and parts[0] not in sys.modules:  # importing a module runs it
+        raise UserError(f"{where}._target_={target} is not allowed here: {expected}, from {', '.join(IMPORTED_FROM)}")
     lengths = range(len(parts) - 1, 0, -1) if all(part.isidentifier() for part in parts) else ()
     for split in lengths:
+        module = ".".join(parts[:split])
         try:
-            found = importlib.import_module(".".join(parts[:split]))
-        except ImportError:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as missing:
+            if missing.name is None or not module.startswith(missing.name):
+                raise UserError(f"{where}._target_={target}: importing {module} fails, {missing}") from missing
             continue
         for name in parts[split:]:
             found = getattr(found, name, None)

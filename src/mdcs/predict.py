@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mdcs.build import Run
-from mdcs.evaluation.predictions import Predictions, merge_shards, stored, write_shard
+from mdcs.evaluation.predictions import merge_shards, stored, write_shard
 
 
 @torch.no_grad()
@@ -35,8 +35,3 @@ def barrier(world_size: int) -> None:
     """Wait for the other ranks, if there are any."""
     if world_size > 1:
         torch.distributed.barrier()
-
-
-def read(folder: Path, split: str) -> Predictions:
-    """A run's stored predictions of `split`."""
-    return Predictions.read(folder / "predictions" / split)

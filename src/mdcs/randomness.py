@@ -5,6 +5,8 @@ The same key gives the same numbers on any device, rank or worker, so a resumed 
 """
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,3 +21,11 @@ def key(seed: int, stream: str, *numbers: int) -> int:
 def generator(seed: int, stream: str, *numbers: int) -> torch.Generator:
     """A CPU generator for one draw; draw on the CPU and move the result, so that every device sees the same numbers."""
     return torch.Generator().manual_seed(key(seed, stream, *numbers))
+
+
+@contextmanager
+def keyed_globals(seed: int, stream: str, *numbers: int) -> Iterator[None]:
+    """Within it the global CPU generator, which initialisers draw from, is that of one draw; the caller's is put back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, stream, *numbers))
+        yield

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import json
 import logging
 import platform
 import resource
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,100 +21,80 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdcs
-from mdcs.build import Run, build, git_commit
+from mdcs.build import Run, build, git_commit, load
 from mdcs.data.module import require_even_share
 from mdcs.errors import UserError
 from mdcs.evaluate import write_scores
 from mdcs.evaluation.predictions import classes_to_json
-from mdcs.instantiate import call, check_arguments
 from mdcs.predict import predict_split
-from mdcs.training.checkpoint import DurableCheckpointIO, RunFolder, read_rows
-from mdcs.training.progress import RunProgress
+from mdcs.training.checkpoint import RunFolder, read_rows
+from mdcs.training.trainer import make_trainer, resolved_trainer_arguments
 
 log = logging.getLogger("mdcs")
 log.setLevel(logging.DEBUG)  # all of it goes to run.log; the screen takes what is INFO and above
-for name in ("pytorch_lightning", "lightning_fabric"):
-    logging.getLogger(name).setLevel(logging.ERROR)  # greetings and advertisements
 
-# What may differ in a resumed run: how long and on what, not what is computed.
-RESUMABLE = ("trainer.max_epochs", "trainer.devices", "trainer.accelerator", "trainer.strategy", "trainer.num_nodes", "data.num_workers")
+# What may differ in a resumed run: how long it trains and on what. A longer run stretches the learning-rate schedule from there on.
+RESUMABLE = tuple(f"trainer.{name}" for name in ("max_epochs", "max_time", "devices", "accelerator", "strategy", "num_nodes"))
+RESUMABLE += ("data.num_workers",)
 
 
 def train(cfg: Mapping[str, Any], folder: Path) -> Run:
     """Train from scratch into `folder`, which must be new or empty."""
     if getattr(rank_zero_only, "rank", 0) == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: continue it with resume={folder}, or choose another folder with hydra.run.dir=...")
-    return fit(build(cfg), folder, resumed=False)
+    return fit(build(cfg), folder)
 
 
 def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     """Continue `folder` after its last finished epoch. A finished run is loaded and left as it is."""
-    run = build(cfg)
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.exists() and (folder / "scores.json").exists():
-        epochs = torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1
-        if epochs >= cfg["trainer"]["max_epochs"]:
-            log.info(f"{folder} has finished its {epochs} epochs; trainer.max_epochs=N continues it to epoch N")
-            run.folder = folder
-            return run.load_weights(folder / "checkpoints" / f"{cfg['checkpoint']}.ckpt")
-    return fit(run, folder, resumed=True)
+    rows = read_rows(folder)
+    scored = json.loads((folder / "scores.json").read_text(encoding="utf-8")) if (folder / "scores.json").exists() else {}
+    if rows and scored.get("epochs") == int(rows[-1]["epoch"]) >= cfg["trainer"]["max_epochs"]:
+        log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
+        return load(folder)
+    return fit(build(cfg), folder)
 
 
-def fit(run: Run, folder: Path, resumed: bool) -> Run:
-    """Train `run` in `folder` to its last epoch, then predict and evaluate."""
-    run_folder = RunFolder(folder, run.net.num_experts, {} if resumed else first_files(run))
+def fit(run: Run, folder: Path) -> Run:
+    """Train `run` in `folder` from its last finished epoch to its last, then predict and evaluate.
+
+    With trainer.max_time it may end before that, without predictions; resuming goes on.
+    """
+    pl.seed_everything(run.config["seed"], workers=True, verbose=False)
+    run.config["trainer"]["precision"] = resolved_trainer_arguments(run.config)["precision"]
+    if run.config["checkpoint"] == "best" and run.splits.val is None:
+        raise UserError("checkpoint=best, but data.val_fraction leaves no class with a picture to validate on: make it larger")
+    facts = static_facts(run)
+    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts))
     trainer = make_trainer(run.config, run_folder)
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
-    facts = static_facts(run)
-    if trainer.is_global_zero:
-        introduce(run, facts, trainer)
 
     last = folder / "checkpoints" / "last.ckpt"
     try:
-        trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if resumed and last.exists() else None, weights_only=True)
-    except SystemExit:  # so Lightning ends on Ctrl-C
+        trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if last.exists() else None, weights_only=True)
+    except SystemExit:  # so Lightning ends on Ctrl-C, and leaves the signal ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         log.info(f"interrupted; `mdcs train resume={run_folder.folder}` goes on after the last finished epoch")
         raise KeyboardInterrupt from None
+    except MisconfigurationException as refusal:
+        raise UserError(f"trainer: {refusal}") from refusal
+    wall_seconds = run_folder.wall_seconds
 
     run.folder = folder = run_folder.folder
+    epochs = len(read_rows(folder))
+    if run.config["trainer"].get("max_time") and epochs < run.config["trainer"]["max_epochs"]:
+        log.info(f"trainer.max_time is over after epoch {epochs} of {trainer.max_epochs}; `mdcs train resume={folder}` goes on")
+        return run
+    run.net.float()  # as it will be loaded, whatever it was trained in
     run.load_weights(folder / "checkpoints" / f"{run.config['checkpoint']}.ckpt")
     for split in ("test", "val") if run.splits.val is not None else ("test",):
         place = folder / "predictions" / split
         predict_split(run, split, place, trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
     run.net.cpu()
     if trainer.is_global_zero:
-        write_scores(folder, run.classes, "test", run.config["checkpoint"], facts | measured_facts(trainer, run_folder))
+        measured = measured_facts(trainer, folder) | {"epochs": epochs, "wall_seconds": round(wall_seconds, 2)}
+        write_scores(folder, run.classes, "test", run.config["checkpoint"], facts | measured)
     return run
-
-
-def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
-    """Lightning's Trainer with every `trainer.*` argument, and ours for what the run folder and the loaders rely on."""
-    arguments = dict(cfg["trainer"])
-    if arguments.get("precision") == "auto":
-        arguments["precision"] = "bf16-mixed" if fast_bfloat16(arguments.get("accelerator")) else "32-true"
-        log.info(f"trainer.precision=auto: {arguments['precision']}")
-    if arguments.get("overfit_batches"):
-        raise UserError("trainer.overfit_batches would replace the order of the pictures: use trainer.limit_train_batches")
-    ours: dict[str, Any] = {
-        "callbacks": [RunProgress(), run_folder] if arguments.get("enable_progress_bar", True) else [run_folder],
-        "plugins": [DurableCheckpointIO()],
-        "use_distributed_sampler": False,
-        "num_sanity_val_steps": 0,
-        "logger": False,
-        "enable_model_summary": False,
-    }
-    if not cfg["data"].get("val_fraction"):
-        ours["limit_val_batches"] = 0
-    check_arguments(pl.Trainer, arguments, "trainer", ours)
-    trainer: pl.Trainer = call(pl.Trainer, "trainer", also=MisconfigurationException, **arguments, **ours)
-    return trainer
-
-
-def fast_bfloat16(accelerator: str | None) -> bool:
-    """Whether the device multiplies bfloat16 faster than float32."""
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
 
 
 def first_files(run: Run) -> dict[str, str]:
@@ -130,27 +112,18 @@ def first_files(run: Run) -> dict[str, str]:
     }
 
 
-def introduce(run: Run, facts: Mapping[str, Any], trainer: pl.Trainer) -> None:
-    """Say what is about to be trained on what."""
-    for note in run.splits.notes:
-        log.info(f"note: {note}")
+def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
+    """What is about to be trained on what, in lines."""
     groups = ", ".join(f"{int(group.sum())} {name}-shot" for name, group in run.classes.groups.items())
-    counts = run.classes.counts
-    log.info(
+    counts, trainer = run.classes.counts, run.config["trainer"]
+    return [
+        *(f"note: {note}" for note in run.splits.notes),
         f"{facts['train_pictures']} training pictures of {len(run.classes)} classes ({int(counts.max())} to {int(counts.min())} a class; "
-        f"{groups}), {len(run.splits.test.labels)} test pictures"
-    )
-    log.info(
+        f"{groups}), {len(run.splits.test.labels)} test pictures",
         f"{type(run.module.loss).__name__} on {type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
-        f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture"
-    )
-    log.info(
-        f"views {', '.join(run.module.loss.views)}; {trainer.max_epochs} epochs on "
-        f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-    )
-    dropped = facts["train_pictures"] % run.config["data"]["batch_size"]
-    if 0 < dropped < trainer.world_size:
-        log.info(f"note: the last {dropped} pictures of each epoch's order are dropped, fewer than {trainer.world_size} devices")
+        f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture",
+        f"views {', '.join(run.module.loss.views)}; {trainer['max_epochs']} epochs in {trainer['precision']}",
+    ]
 
 
 def static_facts(run: Run) -> dict[str, Any]:
@@ -170,19 +143,17 @@ def static_facts(run: Run) -> dict[str, Any]:
     }
 
 
-def measured_facts(trainer: pl.Trainer, run_folder: RunFolder) -> dict[str, Any]:
-    """What only the run itself knows, for scores.json."""
+def measured_facts(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
+    """What only the run itself knows, for scores.json: pictures per second (median over epochs), peak memory of rank 0 in MiB."""
     device = trainer.strategy.root_device
-    speeds = [float(row["images_per_second"]) for row in read_rows(run_folder.folder)]
+    speeds = [float(row["images_per_second"]) for row in read_rows(folder)]
     memory = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)}
     if device.type == "cuda":
         memory["peak_device_memory_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
     packages = {package.__name__: package.__version__ for package in (mdcs, torch, pl, np)}
     return {
-        "epochs": trainer.current_epoch,
         "world_size": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "wall_seconds": round(run_folder.wall_seconds, 2),
         "images_per_second": round(float(np.median(speeds)), 1),
         **memory,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

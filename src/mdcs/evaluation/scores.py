@@ -12,6 +12,7 @@ from mdcs.evaluation.combine import combine
 from mdcs.evaluation.predictions import Predictions
 from mdcs.types import Classes
 
+UNTRAINED = -1e4  # logit of a class that had no training picture (loss.mask_empty): it cannot be the answer
 CHUNK = 2**24  # logits looked at at once: 64 MiB of float32
 
 
@@ -31,6 +32,7 @@ def scores(predictions: Predictions, classes: Classes) -> dict[str, Any]:
     step = max(1, CHUNK // (num_experts * num_classes))
     for start in range(0, num_pictures, step):
         logits_NKC = torch.from_numpy(np.asarray(predictions.logits[start : start + step], dtype=np.float32))
+        logits_NKC[..., classes.counts == 0] = UNTRAINED
         labels_N = torch.from_numpy(predictions.labels[start : start + step])
         log_probs_NKC = logits_NKC.log_softmax(-1)
         answers = [combine(logits_NKC).log_softmax(-1), *log_probs_NKC.unbind(1)]

@@ -34,10 +34,10 @@ class PriorAdjusted(Loss):
         mask_empty: bool = False,
     ) -> None:
         super().__init__()
-        strengths_K = [float(lambdas)] * num_experts if isinstance(lambdas, int | float) else [float(x) for x in lambdas]
-        if len(strengths_K) != num_experts:
+        lambdas_K = [float(lambdas)] * num_experts if isinstance(lambdas, int | float) else [float(x) for x in lambdas]
+        if len(lambdas_K) != num_experts:
             raise UserError(
-                f"loss.lambdas={strengths_K} has {len(strengths_K)} values for model.num_experts={num_experts}: give one value per expert"
+                f"loss.lambdas={lambdas_K} has {len(lambdas_K)} values for model.num_experts={num_experts}: give one value per expert"
             )
         if not views:
             raise UserError("loss.views=[] names no view: give at least one, for example [weak]")
@@ -50,12 +50,12 @@ class PriorAdjusted(Loss):
         self.reduction = reduction
         # Integers and Python floats: casting the module to half precision does not round them.
         self.register_buffer("counts_C", classes.counts.clone(), persistent=False)
-        self.strengths_K = tuple(strengths_K)
+        self.lambdas_K = tuple(lambdas_K)
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""
         log_counts_C = log_counts(self.counts_C, dtype)
-        bias_KC = torch.stack([strength * log_counts_C for strength in self.strengths_K])
+        bias_KC = torch.stack([weight * log_counts_C for weight in self.lambdas_K])
         return bias_KC.masked_fill(self.counts_C == 0, MASKED)
 
     def adjusted(self, logits_VBKC: Tensor) -> Tensor:

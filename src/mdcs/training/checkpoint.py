@@ -3,9 +3,10 @@
 import csv
 import logging
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,15 @@ class RunFolder(Checkpoint):
     The callback's state is the clock, the number of threads (another number gives other bits), and the best accuracy.
     """
 
-    def __init__(self, folder: Path, num_experts: int, first_files: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, num_experts: int, first_files: Mapping[str, str], introduction: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.first_files = first_files
+        self.first_files = first_files  # name -> text, written before the first epoch
+        self.introduction = introduction  # lines, said before it
         self.columns = columns(num_experts)
         self.seconds_before = 0.0
         self.started = time.perf_counter()
         self.best = -1.0
+        self.log_file: logging.FileHandler | None = None
 
     @property
     def wall_seconds(self) -> float:
@@ -80,18 +83,34 @@ class RunFolder(Checkpoint):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, text in self.first_files.items():
                 write_durably(self.folder / name, text)
-            log_file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
-            log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            log.addHandler(log_file)
-            self.log_file = log_file
+            (self.folder / "scores.json").unlink(missing_ok=True)  # of the shorter run that this one continues
+            shutil.rmtree(self.folder / "predictions", ignore_errors=True)
+            self.log_file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+            self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            log.addHandler(self.log_file)
+            for line in self.introduction:
+                log.info(line)
+            if trainer.world_size > 1:
+                log.info(f"{trainer.world_size} processes")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:
+        self.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of run.log."""
+        if self.log_file is not None:
             log.removeHandler(self.log_file)
             self.log_file.close()
+            self.log_file = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
+        dropped = pl_module.order.dropped if isinstance(pl_module, LongTailModule) else 0
+        if dropped and trainer.is_global_zero:
+            log.info(f"note: {dropped} pictures of each epoch are dropped, fewer than {trainer.world_size} processes can share")
         if trainer.is_global_zero:
             rows = [row for row in read_rows(self.folder) if int(row["epoch"]) <= trainer.current_epoch]
             lines = [",".join(self.columns)] + [",".join(row[name] for name in self.columns) for row in rows]
@@ -99,6 +118,8 @@ class RunFolder(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, LongTailModule)
+        if trainer.fit_loop.epoch_loop.batch_progress.current.completed < trainer.num_training_batches:
+            return  # stopped by trainer.max_time or max_steps: only whole epochs count, so that resuming gives the same bits
         if trainer.is_global_zero:
             self.append(pl_module.row)
             self.tell(pl_module.row, trainer.max_epochs or 1)

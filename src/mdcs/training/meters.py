@@ -11,7 +11,10 @@ from mdcs.types import Classes
 
 
 class EpochMeans(Metric):
-    """Means over the pictures of a training epoch: the loss and its parts, accuracy, and the confident share by expert and shot group."""
+    """Means over the pictures of a training epoch: the loss and its parts, accuracy, and the confident share by expert and shot group.
+
+    Accuracy is that of the ensemble over all views of the loss, so it is lower where the loss reads strong views.
+    """
 
     full_state_update = False
     sums: Tensor
@@ -21,7 +24,7 @@ class EpochMeans(Metric):
         super().__init__()
         self.names: list[str] = []
         self.num_experts = num_experts
-        self.register_buffer("groups_GC", torch.stack(list(classes.groups.values())).float(), persistent=False)
+        self.register_buffer("groups_GC", torch.stack(list(classes.groups.values())), persistent=False)  # bool
         # (2, len(names)): sums, and what each is divided by.
         self.add_state("sums", torch.zeros(0), dist_reduce_fx="sum")
 
@@ -34,7 +37,7 @@ class EpochMeans(Metric):
         names = [*scalars, "train/acc"]
         if "confident_KB" in parts:
             confident_KB = parts["confident_KB"].float()
-            group_GB = self.groups_GC[:, labels_B]
+            group_GB = self.groups_GC[:, labels_B].float()
             values += [*confident_KB.sum(1), *(group_GB * confident_KB.mean(0)).sum(1)]
             weights += [hits.new_full((), rows)] * self.num_experts + [*group_GB.sum(1)]
             names += [f"train/confident_{k + 1}" for k in range(self.num_experts)]
@@ -70,6 +73,8 @@ class GroupAccuracy(Metric):
         self.add_state("support", torch.zeros(len(classes)), dist_reduce_fx="sum")
 
     def update(self, logits_NKC: Tensor, labels_N: Tensor) -> None:
+        """Logits (N, K, C), labels (N,) int64. A class without training pictures cannot be the answer."""
+        logits_NKC = logits_NKC.masked_fill(self.classes.counts.to(logits_NKC.device) == 0, -torch.inf)
         answers_NJ = torch.cat([logits_NKC.mean(1, keepdim=True), logits_NKC], dim=1).argmax(-1)
         hits_JN = (answers_NJ == labels_N[:, None]).T.float()
         self.hits.index_add_(1, labels_N, hits_JN)

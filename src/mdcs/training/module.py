@@ -88,11 +88,16 @@ class LongTailModule(pl.LightningModule):
         # The gradients of ranks and of accumulated micro-batches are plainly averaged: weigh each by its rows, so that the result is the
         # mean over all pictures of the optimiser step.
         micro = self.trainer.accumulate_grad_batches
-        parts_of_step = self.trainer.world_size * micro
-        if parts_of_step == 1:
+        if self.trainer.world_size * micro == 1:
             return parts["loss"]
-        together = sum(self.order.rows(other) for other in range(step - step % micro, min(step - step % micro + micro, len(self.order))))
-        return parts["loss"] * (rows * parts_of_step / together)
+        first = step - step % micro
+        beyond = min(first + micro, int(self.trainer.num_training_batches))
+        together = sum(self.order.rows(other) for other in range(first, beyond))
+        return parts["loss"] * share_weight(rows, self.trainer.world_size * micro, together)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in [name for name in checkpoint["callbacks"] if name.startswith("Timer")]:
+            del checkpoint["callbacks"][name]  # trainer.max_time counts each piece of a resumed run by itself
 
     def on_train_epoch_end(self) -> None:
         means = reset_and_read(self.means)
@@ -102,7 +107,6 @@ class LongTailModule(pl.LightningModule):
             )
         means["images_per_second"] = means.pop("pictures") / (time.perf_counter() - self.epoch_started)
         self.row |= means
-        self.log_dict({name: value for name, value in self.row.items() if not name.startswith("val/")}, sync_dist=True)
 
     def validation_step(self, batch: Batch, step: int) -> None:
         images = self.augment.plain(batch.images[0], self.dtype_of_net)
@@ -112,7 +116,13 @@ class LongTailModule(pl.LightningModule):
         self.validation_started = time.perf_counter()
 
     def on_validation_epoch_end(self) -> None:
-        values = reset_and_read(self.accuracy)
-        self.row |= values
-        self.log_dict(values, sync_dist=True)
+        self.row |= reset_and_read(self.accuracy)
         self.epoch_started += time.perf_counter() - self.validation_started  # images_per_second counts training alone
+
+
+def share_weight(rows: int, shares: int, together: int) -> float:
+    """What the loss of one of `shares` parts of a batch is multiplied by, so that the plain mean over the parts is the mean over pictures.
+
+    `rows`: pictures of this part; `together`: of all parts.
+    """
+    return rows * shares / together

@@ -1,0 +1,76 @@
+"""Lightning's Trainer, with every argument of the user's and what the run folder and the loaders rely on."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from mdcs.errors import UserError
+from mdcs.instantiate import call, check_arguments
+from mdcs.training.checkpoint import DurableCheckpointIO, RunFolder
+from mdcs.training.progress import RunProgress
+
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)  # greetings and advertisements
+
+REFUSED = {
+    "overfit_batches": "it would replace the order of the pictures; use trainer.limit_train_batches",
+    "limit_test_batches": "the test split is always scored whole",
+    "limit_predict_batches": "the test split is always scored whole",
+}
+
+
+def resolved_trainer_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """`trainer.*` with what depends on the machine decided: `precision: auto`, and the devices that torchrun has started processes for."""
+    arguments = dict(cfg["trainer"])
+    if arguments.get("precision") == "auto":
+        arguments["precision"] = "bf16-mixed" if fast_bfloat16(arguments.get("accelerator")) else "32-true"
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    if local > 1 and arguments["devices"] == 1:
+        arguments |= {"devices": local, "num_nodes": world // local}
+    return arguments
+
+
+def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
+    """The Trainer of a run; UserError for an argument that it does not take, that does not fit, or that the run cannot work with."""
+    arguments = resolved_trainer_arguments(cfg)
+    for name, reason in REFUSED.items():
+        if arguments.get(name):
+            raise UserError(f"trainer.{name} cannot be set: {reason}")
+    validates = cfg["data"].get("val_fraction") and arguments.get("limit_val_batches", 1.0) != 0
+    every = arguments.get("check_val_every_n_epoch", 1) or 1
+    if cfg["checkpoint"] == "best" and (not validates or every > arguments["max_epochs"]):
+        raise UserError(
+            "checkpoint=best, but no epoch would be validated: see trainer.limit_val_batches and trainer.check_val_every_n_epoch"
+        )
+    ours: dict[str, Any] = {
+        "callbacks": [RunProgress(), run_folder] if arguments.get("enable_progress_bar", True) else [run_folder],
+        "plugins": [DurableCheckpointIO()],
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_model_summary": False,
+    }
+    if taken := [name for name in ours if name in arguments]:
+        raise UserError(f"trainer.{taken[0]} cannot be set: mdcs sets it itself")
+    if not validates:
+        arguments["limit_val_batches"] = 0
+    check_arguments(pl.Trainer, arguments, "trainer", ours)
+    trainer: pl.Trainer = call(pl.Trainer, "trainer", also=MisconfigurationException, **arguments, **ours)
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and trainer.world_size != int(os.environ["WORLD_SIZE"]):
+        raise UserError(
+            f"torchrun has started {os.environ['WORLD_SIZE']} processes for trainer.devices={arguments['devices']} on "
+            f"trainer.num_nodes={arguments['num_nodes']}: leave both out, or let them agree"
+        )
+    return trainer
+
+
+def fast_bfloat16(accelerator: str | None) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32."""
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
