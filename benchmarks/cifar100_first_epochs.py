@@ -25,6 +25,8 @@ def train(seed: int, root: str, folder: Path) -> None:
     if (folder / "scores.json").exists():
         return
     words = ["experiment=cifar100_if100", f"data.root={root}", f"seed={seed}", f"trainer.max_steps={STEPS}", f"hydra.run.dir={folder}"]
+    if (folder / "config.yaml").exists():
+        words = [f"resume={folder}"]
     subprocess.run([sys.executable, "-m", "mdcs", "train", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
 
 
@@ -72,7 +74,7 @@ def main() -> None:
         lines.append(f"| expert {k + 1} | " + " | ".join(cells) + " |")
     for of in scores:
         head, _, tail = of["experts"]
-        good &= head["accuracy_many"] > head["accuracy_few"] and tail["accuracy_few"] > tail["accuracy_many"]
+        good &= head["accuracy_many"] > tail["accuracy_many"] and tail["accuracy_few"] > head["accuracy_few"]
     lines += ["", f"Seconds a run: {', '.join(str(round(of['wall_seconds'])) for of in scores)} (two at a time)."]
     results = Path(__file__).parent / "results" / "cifar100_first_epochs.md"
     results.parent.mkdir(exist_ok=True)

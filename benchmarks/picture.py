@@ -1,4 +1,4 @@
-"""Draws docs/experts.svg: what each expert of MDCS is good at, from the runs of `small_sets.py cifar100_ten`.
+"""Draws docs/experts.svg from the runs of `small_sets.py cifar100_ten`: what each expert of MDCS is good at.
 
 python benchmarks/picture.py runs/small_sets/cifar100_ten
 """
@@ -42,7 +42,7 @@ def bars(values: dict[str, list[float]], seeds: int) -> str:
 
 
 def main() -> None:
-    folders = sorted(Path(sys.argv[1]).glob("5-*"))  # MDCS is the sixth method of small_sets.py
+    folders = sorted(Path(sys.argv[1]).glob("mdcs-*"))
     scores = [json.loads((folder / "scores.json").read_text()) for folder in folders]
     values = {}
     for group in GROUPS:

@@ -11,6 +11,7 @@ scored; nothing is chosen on the test split. Writes benchmarks/results/<set>.md.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,11 @@ def words(which: str, method: str, root: str) -> list[str]:
     # 5 of 100 epochs, as the published 20 of 400
     ramp = ["loss.warmup_epochs=5"] if method.startswith("MDCS") else []
     return ["experiment=cifar100_ten", f"data.root={root}", *METHODS[method], *ramp]
+
+
+def slug(method: str) -> str:
+    """The method's name as a folder: "CE, K = 1" -> "ce_k_1"."""
+    return "_".join(re.findall(r"\w+", method.lower()))
 
 
 def train(overrides: list[str], seed: int, folder: Path) -> dict:
@@ -84,9 +90,7 @@ def main() -> None:
             zip(
                 jobs,
                 pool.map(
-                    lambda job: train(
-                        words(arguments.which, job[0], arguments.root), job[1], folder / f"{list(METHODS).index(job[0])}-{job[1]}"
-                    ),
+                    lambda job: train(words(arguments.which, job[0], arguments.root), job[1], folder / f"{slug(job[0])}-{job[1]}"),
                     jobs,
                 ),
                 strict=True,
