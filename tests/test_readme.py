@@ -64,3 +64,16 @@ def test_every_file_of_the_tree_exists() -> None:
     names = re.findall(r"^([\w./]+\.(?:py|yaml|md|txt)|[\w./]+/)", tree, re.MULTILINE)
     assert len(names) > 8
     assert all((ROOT / name).exists() for name in names), names
+    sources = {f"src/mdcs/{path.name}" + ("/" if path.is_dir() else "") for path in (ROOT / "src" / "mdcs").iterdir()}
+    unnamed = sources - set(names) - {f"src/mdcs/{name}" for name in ("__init__.py", "__main__.py", "__pycache__/", "py.typed")}
+    assert not unnamed
+
+
+def test_links_lead_somewhere_and_numbers_are_those_measured() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links), links
+    for name in ("digits", "cifar100_ten", "cifar100_first_epochs"):
+        rows = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+        tables = [row for row in rows if row.startswith(("| CE", "| balanced", "| MDCS", "| 1 | 12.875", "| 2 | 11.5", "| 3 | 11.1"))]
+        assert len(tables) >= 3
+        assert all(row in README for row in tables), name
