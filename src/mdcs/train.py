@@ -106,9 +106,9 @@ def first_files(run: Run) -> dict[str, str]:
     writer.writerow(["position", "label", "class", "path"])
     writer.writerows([position, label, names[label], path] for position, label, path in rows)
     return {
+        "config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),  # first: with it the run can be resumed
         "classes.json": classes_to_json(run.classes, run.splits.counts_before_validation),
         "subset.csv": subset.getvalue(),
-        "config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
 
 

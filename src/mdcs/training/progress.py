@@ -22,6 +22,7 @@ class RunProgress(ProgressBar):
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.looked = 0.0
+        self.validation: dict[str, float] = {}  # of the last epoch that was validated
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but the first."""
@@ -43,8 +44,12 @@ class RunProgress(ProgressBar):
         self.looked = time.perf_counter()
         assert isinstance(pl_module, LongTailModule)
         share = (trainer.fit_loop.epoch_loop.batch_idx + 1) / max(1, int(trainer.num_training_batches))
-        text = in_words(pl_module.means.local() | {k: v for k, v in pl_module.row.items() if k.startswith("val/")})
+        text = in_words(pl_module.means.local() | self.validation)
         self.bar.update(self.task, completed=trainer.current_epoch + share, description=text)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, LongTailModule)
+        self.validation = {name: value for name, value in pl_module.row.items() if name.startswith("val/")}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop()
