@@ -69,6 +69,12 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         (["trainer.overfit_batches=2"], "trainer.overfit_batches cannot be set"),
         (["checkpoint=best"], "checkpoint=best needs a validation split"),
         (["hydra.run.dir=a${b}"], "hydra.run.dir: "),
+        (["=3"], "cannot read '=3': expected key=value"),
+        (["+foo=1"], "foo: there is no such setting"),
+        (["hydra.run.dir=/proc/x"], "/proc/x cannot be made"),
+        (["data=cifar10", "data.classes=[one]", "data.root=/proc"], "CIFAR-10 is not in /proc"),
+        (["resume="], "resume= is empty"),
+        (["resume=x", "-m"], "resume=DIR continues one run and takes no flags: leave out -m"),
         (["~optim.gamma"], "optim.gamma is missing from the configuration"),
         (["~model.head"], "model.head is missing from the configuration"),
         (["data.root=x"], "data.root: there is no such setting: `mdcs train --cfg job` prints all there are"),
@@ -135,6 +141,23 @@ def test_a_class_without_training_pictures_is_named_or_masked(
     assert mdcs(monkeypatch, "train", *words, QUICK, "loss.mask_empty=true", "hydra.run.dir=run") == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert [row["train_count"] for row in scores["per_class"]] == [8, 1, 0]
+
+
+def test_a_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("ant", 3), ("bee", 9)):
+        for split in ("train", "test"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(tmp_path / "photos" / split / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    words = ["data=cifar10", "data.root=photos", "data.classes=[ant,bee]", "model=resnet8", "augment=none", QUICK]
+    assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=1", "hydra.run.dir=drawn") == 0
+    assert "9 of 12 training pictures are drawn; data.imbalance_factor=null takes all as they are" in capfd.readouterr().err
+    assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=null", "hydra.run.dir=whole") == 0
+    assert json.loads((tmp_path / "whole" / "classes.json").read_text())["counts"] == [3, 9]
+    Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "photos" / "train" / "bee" / "0.png")
+    assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=null") == 2
+    assert "would be clipped to white" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["my photos (1)", "jörg", "图片", "a=b", "it's", "c,d", 'q"q', "x~y", "[1]"])

@@ -45,7 +45,7 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["loss"]["alpha"] == 0.6
     run_log = (folder / "run.log").read_text()
     assert run_log.count(": loss ") == EPOCHS
-    assert "MDCS on ResNetCifar with K = 3" in run_log
+    assert "MDCS (λ = -0.5, 1, 2.5) on ResNetCifar with K = 3" in run_log
     classes = json.loads((folder / "classes.json").read_text())
     subset = (folder / "subset.csv").read_text().splitlines()
     assert sum(classes["counts"]) == len(subset) - 1
@@ -209,6 +209,18 @@ def test_half_precision_trains(precision: str, tmp_path: Path) -> None:
     rows = [line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
     assert [float(row[2]) for row in rows[1:]] == pytest.approx([17.94, 5.46], rel=0.05), "float32: see the test above"
     assert run.module.loss.bias(torch.float64)[2, 0].item() == pytest.approx(2.5 * np.log(110), rel=1e-12)
+
+
+def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    mdcs.run(["trainer.max_epochs=1", "model.num_experts=1", f"hydra.run.dir={folder}"])
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for call in (lambda: train_words([f"resume={folder}", "trainer.max_epochs=2"]), lambda: mdcs.load(folder)):
+        with pytest.raises(UserError, match=r"last.ckpt cannot be read as a checkpoint"):
+            call()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_loss_that_explodes_is_told(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from mdcs.data.module import LongTailData, require_even_share
 from mdcs.data.splits import DataSource, Splits
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import classes_from_json
-from mdcs.instantiate import call, check_arguments, instantiate, resolve
+from mdcs.instantiate import call, check_arguments, instantiate, resolve, suggestion
 from mdcs.models.expert_net import ExpertNet
 from mdcs.randomness import keyed_globals
+from mdcs.training.checkpoint import read_checkpoint
 from mdcs.training.module import LongTailModule
 from mdcs.training.schedule import Schedule
 from mdcs.types import Backbone, Classes, Loss
@@ -30,7 +31,7 @@ LOADER_KEYS = ("batch_size", "num_workers")
 SCHEDULE_KEYS = ("schedule", "warmup_epochs", "milestones", "gamma")
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """The parts of one run. `folder` is where it is, once it is on disk."""
 
@@ -40,6 +41,10 @@ class Run:
     net: ExpertNet
     module: LongTailModule
     folder: Path | None = None
+    epoch: int | None = None  # the weights' epoch, once they are loaded
+
+    def __repr__(self) -> str:
+        return f"Run({type(self.module.loss).__name__}, K = {self.net.num_experts}, {len(self.classes)} classes, folder={self.folder})"
 
     @cached_property
     def splits(self) -> Splits:
@@ -56,7 +61,8 @@ class Run:
         if not path.exists():
             reason = "needs a validation split (data.val_fraction)" if path.stem == "best" else "is written at the end of the first epoch"
             raise UserError(f"{path}: there is no such checkpoint; it {reason}")
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = read_checkpoint(path)
+        state, self.epoch = checkpoint["state_dict"], checkpoint["epoch"] + 1
         self.net.load_state_dict({name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")})
         return self
 
@@ -87,6 +93,8 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     if splits is not None:
         classes = splits.classes
     assert classes is not None
+    if len(classes) < 2:
+        raise UserError(f"there is one class only, {classes.names[0]!r}: a classifier needs at least two")
 
     head = cfg["model"]["head"]
     check_arguments(ExpertNet, {"head": head}, "model", {"backbone": backbone, "num_classes": len(classes)})
@@ -131,6 +139,9 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
     for name in [*("seed", "checkpoint"), *needed]:
         if name not in cfg:
             raise UserError(f"{name} is missing from the configuration")
+    for name in cfg:
+        if name not in (*needed, "seed", "checkpoint"):
+            raise UserError(f"{name}: there is no such setting{suggestion(name, [*needed, 'seed', 'checkpoint'])}")
     for group, keys in needed.items():
         missing = [key for key in keys if key not in (cfg[group] or {})]
         if missing or not cfg[group]:

@@ -49,8 +49,9 @@ def main() -> None:
 
 
 def told(mistake: UserError) -> int:
-    """Print the mistake in one line; exit code 2."""
-    print(f"mdcs: {' '.join(str(mistake).split())}", file=sys.stderr)
+    """Print the mistake in one line, once for all ranks; exit code 2."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(f"mdcs: {' '.join(str(mistake).split())}", file=sys.stderr)
     return 2
 
 
@@ -70,24 +71,30 @@ def usage(verb: str | None = None) -> str:
 
 def run_verb(verb: str, words: list[str]) -> None:
     """Dispatch; words that begin with - are Hydra's own flags."""
-    screen = logging.StreamHandler(sys.stderr)
+    log, screen = logging.getLogger("mdcs"), logging.StreamHandler(sys.stderr)
     screen.setLevel(logging.INFO)
     screen.setFormatter(logging.Formatter("%(message)s"))
-    logging.getLogger("mdcs").addHandler(screen)
-    logging.getLogger("mdcs").propagate = False  # Hydra gives the root logger a handler in sweeps
+    log.addHandler(screen)
+    log.propagate = False  # Hydra gives the root logger a handler in sweeps
     warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)[.]")  # advice to those who write the training loop
-    if any(word.startswith("-") for word in words):
-        through_hydra(verb, words)
-    elif verb == "train":
-        train_words(words)
-    else:
-        evaluate_words(words)
+    try:
+        if any(word.startswith("-") for word in words):
+            through_hydra(verb, words)
+        elif verb == "train":
+            train_words(words)
+        else:
+            evaluate_words(words)
+    finally:
+        log.removeHandler(screen)
+        log.propagate = True
 
 
 def train_words(words: list[str]) -> "Run":
     """`mdcs train` for a single run."""
     resumed = [word for word in words if word.startswith("resume=")]
     if resumed:
+        if not resumed[0].removeprefix("resume="):
+            raise UserError("resume= is empty: give the folder of the run to continue")
         folder = Path(config.absolute(resumed[0].removeprefix("resume=")))
         return resume_words(folder, [word for word in words if word not in resumed])
     cfg = config.compose("train", words)
@@ -143,6 +150,8 @@ def through_hydra(verb: str, words: list[str]) -> None:
 
     if verb != "train":
         raise UserError(f"mdcs {verb} takes key=value words only, not {' '.join(word for word in words if word.startswith('-'))}")
+    if any(word.startswith("resume=") for word in words):
+        raise UserError("resume=DIR continues one run and takes no flags: leave out " + " ".join(w for w in words if w.startswith("-")))
     if {"-m", "--multirun"} & set(words):
         settings = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
         refuse_ranks_in_a_sweep(settings.get("trainer.devices", "1"), settings.get("trainer.num_nodes", "1"))

@@ -29,6 +29,8 @@ def hydra_words(words: Sequence[str]) -> list[str]:
 
 def _hydra_word(word: str) -> str:
     name, equals, value = word.partition("=")
+    if equals and not name.strip("+~"):
+        raise UserError(f"cannot read {word!r}: expected key=value")
     bare = name.lstrip("+")
     if equals and bare in PATH_KEYS:
         if re.fullmatch(r"""(["']).*\1""", value):  # quoted by the caller: Lightning does so when it starts other ranks
@@ -72,7 +74,8 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
     from hydra.errors import OverrideParseException
 
     if isinstance(refusal, OverrideParseException):
-        return f"cannot read {refusal.override!r}: expected key=value, with quotes around a value of unusual characters"
+        example = """'data.classes=["a b","c"]'"""
+        return f"cannot read {refusal.override!r}: expected key=value; unusual characters want inner quotes, as in {example}"
     text = str(refusal)
     unknown = re.search(r"(?:Key '(\S+)' is not in struct|Could not override '([^']+)')", text)
     full_key = re.search(r"full_key: (\S+)", text)

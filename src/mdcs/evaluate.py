@@ -42,9 +42,12 @@ def evaluate(run: str, split: str = "test", checkpoint: str | None = None, data:
     used = checkpoint or cfg["checkpoint"]
     name = split + ("" if used == cfg["checkpoint"] else f"_{used}") + ("_other_data" if data else "")
     place = folder / "predictions" / name
+    facts: dict[str, Any] = {"data": data} if data else {}
     if checkpoint or data or not place.exists():
-        predict_split(with_weights(folder, cfg, used, data), split, place)
-    return write_scores(folder, classes_from_json(folder / "classes.json"), name, used, {"data": data} if data else {})
+        trained = with_weights(folder, cfg, used, data)
+        predict_split(trained, split, place)
+        facts["checkpoint_epoch"] = trained.epoch
+    return write_scores(folder, classes_from_json(folder / "classes.json"), name, used, facts)
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
@@ -65,11 +68,12 @@ def write_scores(folder: Path, classes: Classes, name: str, checkpoint: str, fac
     """
     values = scores(Predictions.read(folder / "predictions" / name), classes)
     main = folder / "scores.json"
-    known = json.loads(main.read_text(encoding="utf-8")) if main.exists() else {}
-    measured = known if name == "test" else {key: known[key] for key in OF_THE_MODEL if key in known}
+    place = main if name == "test" else folder / f"scores_{name}.json"
+    known, own = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in (main, place))
+    measured = own | (known if name == "test" else {key: known[key] for key in OF_THE_MODEL if key in known})
     kept = {key: value for key, value in measured.items() if key not in values and key not in ("split", "checkpoint")}
     content = {"split": name.split("_")[0], "checkpoint": checkpoint, **values, **kept, **facts}
-    write_durably(main if name == "test" else folder / f"scores_{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
+    write_durably(place, json.dumps(content, indent=1, ensure_ascii=False))
     show(content, folder)
     return content
 
@@ -77,7 +81,8 @@ def write_scores(folder: Path, classes: Classes, name: str, checkpoint: str, fac
 def show(content: Mapping[str, Any], folder: Path) -> None:
     """Print the scores as a table, with what one needs to know to believe them."""
     chosen = "last epoch" if content["checkpoint"] == "last" else "best epoch on validation"
-    title = f"{content['split']} split, n = {content['n']}, {chosen}"
+    epoch = f" ({content['checkpoint_epoch']})" if content.get("checkpoint_epoch") else ""
+    title = f"{content['split']} split, n = {content['n']}, {chosen}{epoch}"
     table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold")
     for column in ("accuracy in %", "overall", "many", "medium", "few", "balanced", "ECE"):
         table.add_column(column, justify="left" if column.startswith("accuracy") else "right")
@@ -92,11 +97,14 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             "K": content["num_experts"],
             "views": content["views"],
             "parameters": f"{content['parameters']:,}",
-            "epochs": content.get("epochs", "?"),
             "seed": content["seed"],
         }
         if "wall_seconds" in content:
-            words |= {"training": f"{content['wall_seconds']:.1f} s", "pictures/s": content["images_per_second"]}
+            words |= {
+                "epochs": content["epochs"],
+                "training": f"{content['wall_seconds']:.1f} s",
+                "pictures/s": content["images_per_second"],
+            }
             words |= {"peak memory": f"{content['peak_memory_mib']:,} MiB"}
         console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)

@@ -67,6 +67,8 @@ def resolve(target: Any, base: type, where: str) -> type:
             if missing.name is None or not module.startswith(missing.name):
                 raise UserError(f"{where}._target_={target}: importing {module} fails, {missing}") from missing
             continue
+        except Exception as broken:
+            raise UserError(f"{where}._target_={target}: importing {module} fails, {type(broken).__name__}: {broken}") from broken
         for name in parts[split:]:
             found = getattr(found, name, None)
         break

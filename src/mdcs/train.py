@@ -18,6 +18,7 @@ import torch
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdcs
@@ -27,7 +28,7 @@ from mdcs.errors import UserError
 from mdcs.evaluate import write_scores
 from mdcs.evaluation.predictions import classes_to_json
 from mdcs.predict import predict_split
-from mdcs.training.checkpoint import RunFolder, read_rows
+from mdcs.training.checkpoint import RunFolder, read_checkpoint, read_rows
 from mdcs.training.trainer import make_trainer, resolved_trainer_arguments
 
 log = logging.getLogger("mdcs")
@@ -70,8 +71,13 @@ def fit(run: Run, folder: Path) -> Run:
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
     last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        read_checkpoint(last)  # refuses a damaged one before anything is changed
     try:
         trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if last.exists() else None, weights_only=True)
+    except SIGTERMException:
+        log.info(f"terminated; `mdcs train resume={run_folder.folder}` goes on after the last finished epoch")
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit:  # so Lightning ends on Ctrl-C, and leaves the signal ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log.info(f"interrupted; `mdcs train resume={run_folder.folder}` goes on after the last finished epoch")
@@ -93,6 +99,7 @@ def fit(run: Run, folder: Path) -> Run:
     run.net.cpu()
     if trainer.is_global_zero:
         measured = measured_facts(trainer, folder) | {"epochs": epochs, "wall_seconds": round(wall_seconds, 2)}
+        measured["checkpoint_epoch"] = run.epoch
         write_scores(folder, run.classes, "test", run.config["checkpoint"], facts | measured)
     return run
 
@@ -120,7 +127,8 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
         *(f"note: {note}" for note in run.splits.notes),
         f"{facts['train_pictures']} training pictures of {len(run.classes)} classes ({int(counts.max())} to {int(counts.min())} a class; "
         f"{groups}), {len(run.splits.test.labels)} test pictures",
-        f"{type(run.module.loss).__name__} on {type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
+        f"{type(run.module.loss).__name__} ({run.module.loss.extra_repr()}) on "
+        f"{type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
         f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture",
         f"views {', '.join(run.module.loss.views)}; {trainer['max_epochs']} epochs in {trainer['precision']}",
     ]

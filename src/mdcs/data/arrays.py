@@ -74,7 +74,7 @@ class Cifar(DataSource):
 
     root: str
     num_classes: Literal[10, 100]
-    imbalance_factor: float = 100
+    imbalance_factor: float | None = 100  # None = every training picture
     profile: Profile = "exp"
     subset_seed: int = 0
     val_fraction: float = 0.0
@@ -100,11 +100,16 @@ class Cifar(DataSource):
                     "data=cifar100, or list the wanted ones in data.classes"
                 )
             available = source.train_counts()
-            wanted = long_tailed_counts(sum(available) / len(available), len(available), self.imbalance_factor, self.profile)
+            wanted = available
+            if self.imbalance_factor is not None:
+                wanted = long_tailed_counts(sum(available) / len(available), len(available), self.imbalance_factor, self.profile)
             counts = [min(pair) for pair in zip(wanted, available, strict=True)]
             short = [name for name, count, want in zip(source.names, counts, wanted, strict=True) if count < want]
             if short:
                 note = f"{len(short)} classes have fewer training pictures than data.profile asks for and give all: {', '.join(short)}"
+                source = source._replace(notes=(*source.notes, note))
+            if min(available) < max(available) and sum(counts) < sum(available):
+                note = f"{sum(counts)} of {sum(available)} training pictures are drawn; data.imbalance_factor=null takes all as they are"
                 source = source._replace(notes=(*source.notes, note))
             return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
 

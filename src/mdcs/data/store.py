@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,15 +99,22 @@ def _listing(paths_of_class: list[list[str]], store: Store, root: Path) -> Listi
     return Listing(labels, paths, read)
 
 
+def _without_address(error: Exception) -> str:
+    """Pillow names the object it was given, which says nothing to a person."""
+    return re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
+
+
 def _decode(store: Store, names: list[str], root: Path) -> Tensor:
     """(N, 3, H, W) uint8; grey and indexed pictures become RGB."""
     images_NHW3 = np.empty((0, 0, 0, 3), dtype=np.uint8)
     for row, name in enumerate(names):
         try:
             with Image.open(io.BytesIO(store.read(name))) as picture:
+                if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+                    raise ValueError(f"its pixels have more than 8 bits, mode {picture.mode}, and would be clipped to white")
                 pixels_HW3 = np.asarray(picture.convert("RGB"))
         except Exception as error:  # a damaged file can fail in any way, in the zip as in the decoder
-            raise UserError(f"{root}: {name} cannot be read as a picture ({error}): replace or remove it") from error
+            raise UserError(f"{root}: {name} cannot be read as a picture ({_without_address(error)}): replace or remove it") from error
         if row == 0:
             images_NHW3 = np.empty((len(names), *pixels_HW3.shape), dtype=np.uint8)
         if pixels_HW3.shape != images_NHW3.shape[1:]:

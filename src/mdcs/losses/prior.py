@@ -44,13 +44,17 @@ class PriorAdjusted(Loss):
         empty = [name for name, count in zip(classes.names, classes.counts.tolist(), strict=True) if count == 0]
         if empty and not mask_empty:
             raise UserError(
-                f"class {empty[0]!r} has no training picture ({len(empty)} such classes): add pictures, or set loss.mask_empty=true"
+                f"class {empty[0]!r} has no training picture ({len(empty)} such classes): add some, lower data.imbalance_factor, "
+                "or set loss.mask_empty=true"
             )
         self.views = tuple(views)
         self.reduction = reduction
         # Integers and Python floats: casting the module to half precision does not round them.
         self.register_buffer("counts_C", classes.counts.clone(), persistent=False)
         self.lambdas_K = tuple(lambdas_K)
+
+    def extra_repr(self) -> str:
+        return f"λ = {', '.join(format(weight, 'g') for weight in self.lambdas_K)}"
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""

@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from mdcs.errors import UserError
 from mdcs.training.meters import columns, in_words
 from mdcs.training.module import LongTailModule
 
@@ -80,11 +82,12 @@ class RunFolder(Checkpoint):
         """Nothing is on disk before this. Ranks started by hand may have read another time of day: rank 0's folder is the run's."""
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.folder} cannot be made: {error.strerror}; choose another place with hydra.run.dir=...") from error
             for name, text in self.first_files.items():
                 write_durably(self.folder / name, text)
-            (self.folder / "scores.json").unlink(missing_ok=True)  # of the shorter run that this one continues
-            shutil.rmtree(self.folder / "predictions", ignore_errors=True)
             self.log_file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
             self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             log.addHandler(self.log_file)
@@ -121,6 +124,9 @@ class RunFolder(Checkpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.current.completed < trainer.num_training_batches:
             return  # stopped by trainer.max_time or max_steps: only whole epochs count, so that resuming gives the same bits
         if trainer.is_global_zero:
+            for scores in self.folder.glob("scores*.json"):  # of the shorter run that this one continues
+                scores.unlink()
+            shutil.rmtree(self.folder / "predictions", ignore_errors=True)
             self.append(pl_module.row)
             self.tell(pl_module.row, trainer.max_epochs or 1)
         accuracy = pl_module.row.get("val/acc", -1.0)
@@ -141,6 +147,15 @@ class RunFolder(Checkpoint):
         due = epoch in (1, epochs) or epoch * LINES_ON_SCREEN // epochs > (epoch - 1) * LINES_ON_SCREEN // epochs
         level = logging.INFO if due and not sys.stderr.isatty() else logging.DEBUG
         log.log(level, f"epoch {epoch}/{epochs}: {in_words(row)}, {row['images_per_second']:.0f} pictures/s")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint on the CPU: tensors and plain values, nothing is executed. UserError if the file is damaged."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}): put back a copy of it") from error
+    return content
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:

@@ -60,12 +60,10 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
     if not validates:
         arguments["limit_val_batches"] = 0
     check_arguments(pl.Trainer, arguments, "trainer", ours)
+    started = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if started != "1" and str(arguments["devices"]) not in (started, "auto"):
+        raise UserError(f"torchrun has started {started} processes here for trainer.devices={arguments['devices']}: leave it out")
     trainer: pl.Trainer = call(pl.Trainer, "trainer", also=MisconfigurationException, **arguments, **ours)
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1 and trainer.world_size != int(os.environ["WORLD_SIZE"]):
-        raise UserError(
-            f"torchrun has started {os.environ['WORLD_SIZE']} processes for trainer.devices={arguments['devices']} on "
-            f"trainer.num_nodes={arguments['num_nodes']}: leave both out, or let them agree"
-        )
     return trainer
 
 
