@@ -1,6 +1,6 @@
 """Epochs 1 to 3 of the published CIFAR-100-LT recipe (IF 100, 400 epochs), two seeds, against a run of the published code.
 
-    python benchmarks/cifar100_first_epochs.py --root cifar100.zip          # about 10 minutes on 2 cores: one thread a seed
+    python benchmarks/cifar100_first_epochs.py --root cifar100.zip          # took 13 minutes on 2 cores: one thread a seed
 
 Reference: the published trainer, one seed, another subset of the same size: train loss 12.875, 11.538, 11.147; after epoch 3 expert 1
 has 16.4 % on many-shot and 0 % on few-shot classes, expert 3 0 % and 7.3 %. Writes benchmarks/results/cifar100_first_epochs.md, and exits 1

@@ -65,6 +65,7 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         (["data._target_=builtins.exec"], "expected a subclass of mdcs.data.splits.DataSource"),
         (["data=cifar100", "data.root=no such folder"], "no such folder"),
         (["checkpoint=best", "data.val_fraction=0.2", "trainer.limit_val_batches=0"], "checkpoint=best, but no epoch would be validated"),
+        (["trainer.val_check_interval=100", "data.val_fraction=0.2"], "trainer.val_check_interval=100: an epoch has 8 steps"),
         (["trainer.logger=true"], "trainer.logger cannot be set: mdcs sets it itself"),
         (["trainer.overfit_batches=2"], "trainer.overfit_batches cannot be set"),
         (["checkpoint=best"], "checkpoint=best needs a validation split"),

@@ -70,6 +70,11 @@ def fit(run: Run, folder: Path) -> Run:
     trainer = make_trainer(run.config, run_folder)
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
+    micro_batch = run.config["data"]["batch_size"] // trainer.accumulate_grad_batches
+    interval, steps = run.config["trainer"].get("val_check_interval"), -(-facts["train_pictures"] // micro_batch)
+    if isinstance(interval, int) and interval > steps and run.splits.val is not None:
+        raise UserError(f"trainer.val_check_interval={interval}: an epoch has {steps} steps, expected at most as many")
+
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         read_checkpoint(last)  # refuses a damaged one before anything is changed
