@@ -1,7 +1,7 @@
 """CE, balanced softmax and MDCS on two small sets, at equal budget: every method sees both views of every picture.
 
-    python benchmarks/small_sets.py digits                                  # 5 seeds, 180 epochs (1,800 steps), took 8 minutes on 2 cores
-    python benchmarks/small_sets.py cifar100_ten --root cifar100.zip        # 3 seeds, 100 epochs (4,400 steps), took 47 minutes on 2 busy cores
+    python benchmarks/small_sets.py digits                                  # 5 seeds, 180 epochs (1,800 steps): about 10 minutes
+    python benchmarks/small_sets.py cifar100_ten --root cifar100.zip        # 3 seeds, 100 epochs (4,400 steps): took 47 minutes
 
 Each run is `mdcs train` in its own process on one thread, two at a time; finished runs are kept, so an interrupted call goes on. `seed` and
 `data.subset_seed` move together, so that differences between methods are paired: same subset, same test pictures. The last epoch is
