@@ -24,7 +24,7 @@ def steps_of_all_ranks(num_pictures: int, batch_size: int, world_size: int, seed
     orders = [EpochOrder(num_pictures, batch_size, seed, rank, world_size, shuffle) for rank in range(world_size)]
     for order in orders:
         order.set_epoch(epoch)
-    return list(zip(*orders, strict=True))
+    return [tuple(request.index for request in step) for step in zip(*orders, strict=True)]
 
 
 @pytest.mark.parametrize("num_pictures", [60, 61, 62, 64, 71, 7])
@@ -95,7 +95,8 @@ def test_eval_loader_gives_each_picture_once_over_ranks(splits: Splits, split: s
 
 
 def test_an_empty_share_is_an_empty_batch(splits: Splits) -> None:
-    few = splits._replace(val=splits.test._replace(**{name: getattr(splits.test, name)[:1] for name in splits.test._fields}))
+    assert splits.test is not None
+    few = splits._replace(val=splits.test._replace(images=splits.test.images[:1], labels=splits.test.labels[:1]))
     batches = list(LongTailData(few, batch_size=32).eval_loader("val", rank=0, world_size=2))
     assert [batch.images.shape for batch in batches] == [(1, 0, 3, 8, 8)] and batches[0].index.dtype == torch.int64
 

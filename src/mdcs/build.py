@@ -54,7 +54,7 @@ class Run:
     def data(self) -> LongTailData:
         """Loaders over the splits."""
         loader = {key: self.config["data"][key] for key in LOADER_KEYS}
-        return LongTailData(self.splits, **loader, seed=self.config["seed"])
+        return LongTailData(self.splits, **loader, seed=self.config["seed"], num_views=len(self.module.loss.views))
 
     def load_weights(self, path: Path) -> "Run":
         """Put the network's weights of a checkpoint in place; UserError if there is none."""

@@ -98,14 +98,14 @@ def fit(run: Run, folder: Path) -> Run:
         return run
     run.net.float()  # as it will be loaded, whatever it was trained in
     run.load_weights(folder / "checkpoints" / f"{run.config['checkpoint']}.ckpt")
-    for split in ("test", "val") if run.splits.val is not None else ("test",):
+    for split in [name for name in run.splits.named() if name != "train"]:
         place = folder / "predictions" / split
         predict_split(run, split, place, trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
     run.net.cpu()
     if trainer.is_global_zero:
         measured = measured_facts(trainer, folder) | {"epochs": epochs, "wall_seconds": round(wall_seconds, 2)}
         measured["checkpoint_epoch"] = run.epoch
-        write_scores(folder, run.classes, "test", run.config["checkpoint"], facts | measured)
+        write_scores(folder, run.classes, run.splits.scored, run.config["checkpoint"], facts | measured)
     return run
 
 
@@ -128,10 +128,12 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
     """What is about to be trained on what, in lines."""
     groups = ", ".join(f"{int(group.sum())} {name}-shot" for name, group in run.classes.groups.items())
     counts, trainer = run.classes.counts, run.config["trainer"]
+    words = {"val": "validation", "test": "test"}
+    others = ", ".join(f"{len(part.labels)} {words[name]} pictures" for name, part in run.splits.named().items() if name in words)
     return [
         *(f"note: {note}" for note in run.splits.notes),
         f"{facts['train_pictures']} training pictures of {len(run.classes)} classes ({int(counts.max())} to {int(counts.min())} a class; "
-        f"{groups}), {len(run.splits.test.labels)} test pictures",
+        f"{groups}), {others}",
         f"{type(run.module.loss).__name__} ({run.module.loss.extra_repr()}) on "
         f"{type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
         f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture",
@@ -141,7 +143,7 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
 
 def static_facts(run: Run) -> dict[str, Any]:
     """What the configuration decides, for scores.json. The cost is counted in one forward pass of one picture."""
-    image = run.module.augment.plain(run.splits.test.images[:1], next(run.net.parameters()).dtype)
+    image = run.module.augment.plain(run.splits.train.plain(torch.zeros(1, dtype=torch.int64)), next(run.net.parameters()).dtype)
     run.net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run.net(image)

@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64
     index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the split; hides tuple.index, which nobody calls
     meta: Tensor | None = None  # (B, M) float32, NaN = not known
+    draw: Tensor | None = None  # (B,) int64, row of the epoch's random numbers; None = index. Differs where a picture comes twice an epoch
 
 
 class Views(NamedTuple):

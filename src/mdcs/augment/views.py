@@ -85,7 +85,7 @@ class Augment(nn.Module):
         images_N3HW = self._empty(len(views) * rows, height, width, dtype, stored_VB3HW.device)
         for v, name in enumerate(views):
             stored_B3HW = stored_VB3HW[v if len(stored_VB3HW) > 1 else 0]
-            uniform_BR = self._table(name, v, epoch, stored_B3HW.device)[batch.index]
+            uniform_BR = self._table(name, v, epoch, stored_B3HW.device)[batch.index if batch.draw is None else batch.draw]
             augmented_B3HW = self.policies[name](stored_B3HW, uniform_BR)
             images_N3HW[v * rows : (v + 1) * rows].copy_(self._normalise(augmented_B3HW))
         targets_BC = F.one_hot(batch.labels, num_classes).float()

@@ -2,11 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,8 +35,9 @@ class Digits(DataSource):
     few_below: int = 7
 
     # of the 305 default training pictures, in [0, 1]; the same for every subset, so that runs on other subsets see equal inputs
-    mean: ClassVar[tuple[float, float, float]] = (0.3075, 0.3075, 0.3075)
-    std: ClassVar[tuple[float, float, float]] = (0.3770, 0.3770, 0.3770)
+    mean: Sequence[float] = (0.3075, 0.3075, 0.3075)
+    std: Sequence[float] = (0.3770, 0.3770, 0.3770)
+    image_size: int = field(init=False, default=8)
 
     def splits(self) -> Splits:
         """Read the digits; takes well under a second once scikit-learn is imported."""
@@ -84,8 +85,9 @@ class Cifar(DataSource):
     few_below: int = 20
 
     # what the published code uses for both datasets
-    mean: ClassVar[tuple[float, float, float]] = (0.4914, 0.4822, 0.4465)
-    std: ClassVar[tuple[float, float, float]] = (0.2023, 0.1994, 0.2010)
+    mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
+    std: Sequence[float] = (0.2023, 0.1994, 0.2010)
+    image_size: int = field(init=False, default=32)
 
     def splits(self) -> Splits:
         """Read the dataset, decoding the chosen pictures only; an error says what was looked for and where."""

@@ -1,9 +1,11 @@
 """Splits to batches: the order of pictures in an epoch, how ranks share it, and Lightning's data module around it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mdcs.data.splits import Pictures, Splits
@@ -12,7 +14,15 @@ from mdcs.randomness import generator
 from mdcs.types import Batch
 
 
-class EpochOrder(Sampler[list[int]]):
+class Request(NamedTuple):
+    """What one step of one rank takes, so that a worker needs to know nothing else."""
+
+    index: list[int]  # type: ignore[assignment]  # positions in the split; hides tuple.index, which nobody calls
+    draw: list[int]  # rows of the epoch's random numbers
+    epoch: int
+
+
+class EpochOrder(Sampler[Request]):
     """For each step of one rank, the positions in the split that it takes.
 
     A global batch of `batch_size` consecutive pictures of the epoch's order is cut into `world_size` contiguous parts whose sizes differ by
@@ -48,28 +58,39 @@ class EpochOrder(Sampler[list[int]]):
         """Pictures that all ranks together take in `step` = 0, 1, ..."""
         return min(self.batch_size, self.num_pictures - step * self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Request]:
         if self.shuffle:
             order = torch.randperm(self.num_pictures, generator=generator(self.seed, "order", self.epoch))
         else:
             order = torch.arange(self.num_pictures)
         for step in range(len(self)):
             start, rows = step * self.batch_size, self.rows(step)
-            yield order[start + rows * self.rank // self.world_size : start + rows * (self.rank + 1) // self.world_size].tolist()
+            share = order[start + rows * self.rank // self.world_size : start + rows * (self.rank + 1) // self.world_size].tolist()
+            yield Request(share, share, self.epoch)
 
 
 class PictureBatches(Dataset[Batch]):
-    """A split that is indexed by a list of positions and answers with a whole `Batch`: one gather instead of a picture at a time."""
+    """A split that answers a `Request` with a whole `Batch`: one gather, or one decoded picture after the other.
 
-    def __init__(self, pictures: Pictures) -> None:
+    `num_views` random crops of each picture are made where pictures are decoded; None = each as evaluation sees it.
+    """
+
+    def __init__(self, pictures: Pictures, seed: int = 0, num_views: int | None = None) -> None:
         self.pictures = pictures
+        self.seed = seed
+        self.num_views = num_views
 
     def __len__(self) -> int:
         return len(self.pictures.labels)
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch:
-        index_B = torch.tensor(positions, dtype=torch.int64)  # the dtype matters for an empty list
-        return Batch(self.pictures.images.index_select(0, index_B)[None], self.pictures.labels.index_select(0, index_B), index_B)
+    def __getitem__(self, request: Request) -> Batch:
+        index_B, draw_B = (torch.tensor(rows, dtype=torch.int64) for rows in request[:2])  # the dtype matters for an empty list
+        images, labels, meta = self.pictures.images, self.pictures.labels, self.pictures.meta
+        if isinstance(images, Tensor) or self.num_views is None:
+            images_VB3HW = self.pictures.plain(index_B)[None]
+        else:
+            images_VB3HW = images.random(index_B, draw_B, request.epoch, self.seed, self.num_views)
+        return Batch(images_VB3HW, labels[index_B], index_B, None if meta is None else meta[index_B], draw_B)
 
 
 def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1) -> None:
@@ -90,10 +111,13 @@ class LongTailData(pl.LightningDataModule):
     """Loaders over `splits`.
 
     `batch_size` counts pictures per optimiser step, over all devices and accumulated micro-batches; `eval_batch_size` those of one device.
-    Each rank takes its own share here, so the Trainer must be built with `use_distributed_sampler=False`.
+    `num_views` are those of the loss. Each rank takes its own share here, so the Trainer must be built with
+    `use_distributed_sampler=False`.
     """
 
-    def __init__(self, splits: Splits, batch_size: int, num_workers: int = 0, seed: int = 0, eval_batch_size: int = 512) -> None:
+    def __init__(
+        self, splits: Splits, batch_size: int, num_workers: int = 0, seed: int = 0, num_views: int = 1, eval_batch_size: int = 512
+    ) -> None:
         super().__init__()
         require_even_share(batch_size, 1)
         if num_workers < 0:
@@ -102,6 +126,7 @@ class LongTailData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.num_views = num_views
         self.eval_batch_size = eval_batch_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -113,7 +138,7 @@ class LongTailData(pl.LightningDataModule):
         order = EpochOrder(len(train.labels), self.batch_size // micro, self.seed, rank, world_size)
         if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return self._loader(train, order)
+        return self._loader(PictureBatches(train, self.seed, self.num_views), order)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """This rank's share of the validation split, or an empty list.
@@ -124,18 +149,16 @@ class LongTailData(pl.LightningDataModule):
 
     def eval_loader(self, split: str, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
         """Every picture of "train", "val" or "test" once, in the split's order; the ranks' shares are disjoint, some batches empty."""
-        splits: dict[str, Pictures | None] = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
+        splits = self.splits.named()
         if (pictures := splits.get(split)) is None:
-            there = ", ".join(name for name, value in splits.items() if value is not None)
+            there = ", ".join(splits)
             raise UserError(f"split={split}: this dataset has {there}" + ("; data.val_fraction=0.1 makes one" if split == "val" else ""))
         order = EpochOrder(len(pictures.labels), self.eval_batch_size * world_size, self.seed, rank, world_size, shuffle=False)
-        return self._loader(pictures, order)
+        return self._loader(PictureBatches(pictures), order)
 
-    def _loader(self, pictures: Pictures, order: EpochOrder) -> DataLoader[Batch]:
+    def _loader(self, batches: PictureBatches, order: EpochOrder) -> DataLoader[Batch]:
         # batch_size=None: the order yields whole batches, so torch must not batch again
-        return DataLoader(
-            PictureBatches(pictures), batch_size=None, sampler=order, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
-        )
+        return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

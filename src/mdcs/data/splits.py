@@ -1,13 +1,15 @@
-"""What every data source yields: three sets of pictures in memory, the classes, and what the user should be told."""
+"""What every data source yields: up to three sets of pictures, the classes, and what the user should be told."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mdcs.data.classes import carve_validation, long_tailed_subset
+from mdcs.data.files import Files
+from mdcs.data.paths import Paths
 from mdcs.errors import UserError
 from mdcs.types import Classes
 
@@ -15,8 +17,9 @@ from mdcs.types import Classes
 class DataSource:
     """What `data._target_` may name: a dataclass whose fields are the configuration keys. Nothing is read before `splits`."""
 
-    mean: ClassVar[tuple[float, float, float]]  # of the three channels, pixels in [0, 1]
-    std: ClassVar[tuple[float, float, float]]
+    mean: Sequence[float]  # of the three channels, pixels in [0, 1]
+    std: Sequence[float]
+    image_size: int | str  # side of the squares that the network sees; sources that look at their pictures first take "auto"
 
     def splits(self) -> "Splits":
         """Read the dataset."""
@@ -24,12 +27,17 @@ class DataSource:
 
 
 class Pictures(NamedTuple):
-    """One split in memory."""
+    """One split."""
 
-    images: Tensor  # (N, 3, H, W) uint8
+    images: Tensor | Files  # (N, 3, H, W) uint8 in memory, or what decodes them when they are asked for
     labels: Tensor  # (N,) int64
-    positions: Tensor  # (N,) int64, position in the source's order; train and val share one order, test may have its own
-    paths: tuple[str, ...]  # (N) where each picture comes from: a file, a member of a zip, or archive file and row
+    positions: Tensor  # (N,) int64, position in the source's order; splits may share one order or have their own
+    paths: Sequence[str]  # (N) where each picture comes from: a file, a member of a zip, or archive file and row
+    meta: Tensor | None = None  # (N, M) float32, NaN = not known
+
+    def plain(self, index_B: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8: the pictures at `index` as evaluation sees them."""
+        return self.images.index_select(0, index_B) if isinstance(self.images, Tensor) else self.images.plain(index_B)
 
 
 class Splits(NamedTuple):
@@ -37,10 +45,21 @@ class Splits(NamedTuple):
 
     train: Pictures
     val: Pictures | None
-    test: Pictures
+    test: Pictures | None  # None: the dataset has none, so the run is scored on validation
     classes: Classes
     counts_before_validation: tuple[int, ...]  # (C)
     notes: tuple[str, ...]  # sentences for the user
+    label_map: tuple[int, ...] | None = None  # (C) the dataset's own number of each class, where labels were renumbered
+
+    def named(self) -> dict[str, Pictures]:
+        """The splits that there are, by name."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: pictures for name, pictures in splits.items() if pictures is not None}
+
+    @property
+    def scored(self) -> str:
+        """Which split the run is judged by: test, or val where there is none."""
+        return "test" if self.test is not None else "val"
 
 
 class Listing(NamedTuple):
@@ -48,21 +67,27 @@ class Listing(NamedTuple):
 
     labels: np.ndarray  # (N,) int64, −1 = belongs to none of the classes
     paths: Sequence[str]  # (N)
-    read: Callable[[np.ndarray], Tensor]  # positions (n,) -> (n, 3, H, W) uint8
+    read: Callable[[np.ndarray], Tensor | Files]  # positions (n,) -> (n, 3, H, W) uint8, or what decodes them when they are asked for
+    meta: np.ndarray | None = None  # (N, M) float32
 
     def pictures(self, positions: np.ndarray) -> Pictures:
-        """Read the pictures at `positions` (n,), in that order."""
-        paths = tuple(self.paths[position] for position in positions)
-        return Pictures(self.read(positions), torch.from_numpy(self.labels[positions]), torch.from_numpy(positions), paths)
+        """The pictures at `positions` (n,), in that order."""
+        if isinstance(self.paths, Paths):
+            paths: Sequence[str] = self.paths.take(positions)
+        else:
+            paths = tuple(self.paths[position] for position in positions)
+        meta = None if self.meta is None else torch.from_numpy(self.meta[positions])
+        return Pictures(self.read(positions), torch.from_numpy(self.labels[positions]), torch.from_numpy(positions), paths, meta)
 
 
 class Source(NamedTuple):
-    """A dataset that is listed but not read."""
+    """A dataset that is listed but not read. It may lack a test split, and may bring its own validation split."""
 
     names: tuple[str, ...]  # (C)
     train: Listing
-    test: Listing
+    test: Listing | None
     notes: tuple[str, ...] = ()
+    val: Listing | None = None
 
     def restricted(self, classes: Sequence[str]) -> "Source":
         """The same source with these classes only, labelled in the given order. Positions do not change."""
@@ -74,38 +99,56 @@ class Source(NamedTuple):
         new_label = np.full(len(self.names), -1, dtype=np.int64)
         for label, name in enumerate(classes):
             new_label[self.names.index(name)] = label
-        train, test = (of._replace(labels=np.where(of.labels < 0, -1, new_label[of.labels])) for of in (self.train, self.test))
-        return self._replace(names=tuple(classes), train=train, test=test)
+
+        def relabelled(listing: Listing | None) -> Listing | None:
+            return listing and listing._replace(labels=np.where(listing.labels < 0, -1, new_label[listing.labels]))
+
+        train, val, test = (relabelled(listing) for listing in (self.train, self.val, self.test))
+        assert train is not None
+        return self._replace(names=tuple(classes), train=train, val=val, test=test)
 
     def train_counts(self) -> list[int]:
-        """Training pictures available for each class; an error names a class without training or test pictures."""
-        train, test = (np.bincount(listing.labels[listing.labels >= 0], minlength=len(self.names)) for listing in (self.train, self.test))
-        for counts, split in ((train, "training"), (test, "test")):
-            if not counts.all():
-                raise UserError(f"class '{self.names[int(counts.argmin())]}' has no {split} picture: add some, or leave the class out")
-        return [int(count) for count in train]
+        """Training pictures available for each class; an error names a class that has none."""
+        counts = np.bincount(self.train.labels[self.train.labels >= 0], minlength=len(self.names))
+        if not counts.all():
+            name = self.names[int(counts.argmin())]
+            raise UserError(f"class '{name}' has no training picture: add some, or leave the class out (data.classes=[...])")
+        return [int(count) for count in counts]
 
 
 def long_tailed_splits(
     source: Source, counts: Sequence[int], subset_seed: int, val_fraction: float, many_above: int, few_below: int
 ) -> Splits:
-    """Draw `counts[c]` training pictures of each class, set validation pictures aside, and read only what was chosen.
+    """Draw `counts[c]` training pictures of each class, set validation pictures aside where the source has none, read what was chosen.
 
     The test split is everything that `source.test` holds of its classes; `subset_seed` decides about training and validation only.
     """
     source.train_counts()  # refuses classes that the source has no pictures of
     subset = long_tailed_subset(source.train.labels, list(counts), subset_seed)
-    kept, carved = carve_validation(source.train.labels[subset], val_fraction, subset_seed)
+    kept, carved = carve_validation(source.train.labels[subset], 0.0 if source.val is not None else val_fraction, subset_seed)
     train = source.train.pictures(subset[kept])
-    val = source.train.pictures(subset[carved]) if len(carved) else None
-    test = source.test.pictures(np.flatnonzero(source.test.labels >= 0))
+    if source.val is not None:
+        val: Pictures | None = source.val.pictures(np.flatnonzero(source.val.labels >= 0))
+    else:
+        val = source.train.pictures(subset[carved]) if len(carved) else None
+    test = None if source.test is None else source.test.pictures(np.flatnonzero(source.test.labels >= 0))
     for part in (val, test):
         if part is not None and part.images.shape[1:] != train.images.shape[1:]:
             sizes = [f"{tuple(of.images.shape[2:])} for {of.paths[0]}" for of in (train, part)]
             raise UserError(f"pictures of different size (height, width): {sizes[0]} and {sizes[1]}; all must have one size")
-    single = [name for name, count in zip(source.names, counts, strict=True) if count == 1]
+    if val is None and test is None:
+        raise UserError("there is neither a test nor a validation split, so nothing to judge the run by: set data.val_fraction=0.1")
     notes = source.notes
-    if val is not None and single:
-        notes += (f"{len(single)} classes have a single training picture, so none in the validation split: {', '.join(single)}",)
+    if carved_from := [name for name, count in zip(source.names, counts, strict=True) if count == 1] if len(carved) else []:
+        notes += (f"{len(carved_from)} classes have a single training picture, so none in the validation split: {listed(carved_from)}",)
+    for split, listing in (("validation", source.val), ("test", source.test)):
+        if listing is not None and (absent := np.setdiff1d(np.arange(len(source.names)), listing.labels)).size:
+            names = [source.names[label] for label in absent]
+            notes += (f"{len(names)} classes have no {split} picture, so they are left out of its averages: {listed(names)}",)
     classes = Classes.of(train.labels, source.names, many_above, few_below)
     return Splits(train, val, test, classes, tuple(counts), notes)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first few names, for a sentence."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,68 @@
+"""From a decoded picture of any size to the square that the network sees."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+TRIES = 10  # of a random box, before the central one is taken
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How pictures (H, W, 3) uint8 become squares (3, size, size) uint8, at random for training and always alike for evaluation.
+
+    `resize`: length of the short side before the central crop, None = 256/224 of `size`. `scale`: share of the picture's area that a random
+    box has; `ratio`: its width over its height. The defaults are those of ImageNet training (arXiv:1409.4842, section 6).
+    """
+
+    size: int = 224
+    resize: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    draws: ClassVar[int] = 4 * TRIES  # area, shape, top, left of each try
+
+    @property
+    def short_side(self) -> int:
+        """Length of the short side before the central crop."""
+        return round(self.size * 256 / 224) if self.resize is None else self.resize
+
+    def plain(self, picture_HW3: np.ndarray) -> np.ndarray:
+        """The short side is brought to `resize`, then the centre is cut out."""
+        height, width = picture_HW3.shape[:2]
+        short = self.short_side
+        size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        resized = Image.fromarray(picture_HW3)
+        if size != (width, height):
+            resized = resized.resize(size, Image.Resampling.BILINEAR)
+        left, top = (round((side - self.size) / 2) for side in size)
+        return _planes(resized.crop((left, top, left + self.size, top + self.size)))
+
+    def random(self, picture_HW3: np.ndarray, uniform_R: np.ndarray) -> np.ndarray:
+        """A random box, brought to `size`: the first of ten random ones that lies within the picture, else the central one."""
+        left, top, width, height = self.box(picture_HW3.shape[0], picture_HW3.shape[1], uniform_R)
+        box = Image.fromarray(picture_HW3[top : top + height, left : left + width])
+        return _planes(box.resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+    def box(self, height: int, width: int, uniform_R: np.ndarray) -> tuple[int, int, int, int]:
+        """(left, top, width, height) of the random box, from `draws` uniform numbers in [0, 1)."""
+        low, high = (math.log(ratio) for ratio in self.ratio)
+        for area, shape, down, right in uniform_R.reshape(TRIES, 4):
+            target = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + shape * (high - low))
+            w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(right * (width - w + 1)), int(down * (height - h + 1)), w, h
+        w, h = width, height
+        if width / height < self.ratio[0]:
+            h = min(height, round(width / self.ratio[0]))
+        elif width / height > self.ratio[1]:
+            w = min(width, round(height * self.ratio[1]))
+        return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _planes(picture: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
