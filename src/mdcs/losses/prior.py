@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from mdcs.errors import UserError
-from mdcs.losses.algebra import MASKED, cross_entropy, log_counts, widened
+from mdcs.losses.algebra import cross_entropy, empty_shift, log_counts, require_pictures, widened
 from mdcs.types import Classes, Loss, Output, Views
+
+
+def evenly(first: float, last: float, num_experts: int) -> list[float]:
+    """K numbers, evenly spaced from `first` to `last`; their middle for K = 1."""
+    if num_experts == 1:
+        return [(first + last) / 2]
+    return [first + (last - first) * k / (num_experts - 1) for k in range(num_experts)]
 
 
 class PriorAdjusted(Loss):
@@ -41,12 +48,7 @@ class PriorAdjusted(Loss):
             )
         if not views:
             raise UserError("loss.views=[] names no view: give at least one, for example [weak]")
-        empty = [name for name, count in zip(classes.names, classes.counts.tolist(), strict=True) if count == 0]
-        if empty and not mask_empty:
-            raise UserError(
-                f"class {empty[0]!r} has no training picture ({len(empty)} such classes): add some, lower data.imbalance_factor, "
-                "or set loss.mask_empty=true"
-            )
+        require_pictures(classes, mask_empty)
         self.views = tuple(views)
         self.reduction = reduction
         # Integers and Python floats: casting the module to half precision does not round them.
@@ -59,8 +61,7 @@ class PriorAdjusted(Loss):
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""
         log_counts_C = log_counts(self.counts_C, dtype)
-        bias_KC = torch.stack([weight * log_counts_C for weight in self.lambdas_K])
-        return bias_KC.masked_fill(self.counts_C == 0, MASKED)
+        return torch.stack([weight * log_counts_C for weight in self.lambdas_K]) + empty_shift(self.counts_C, dtype)
 
     def adjusted(self, logits_VBKC: Tensor) -> Tensor:
         """(V, B, K, C) a_k = z_k + λ_k log n, in at least float32."""
