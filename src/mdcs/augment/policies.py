@@ -1,9 +1,11 @@
 """What a view does to its pictures. Every policy is a pure function of the pictures and `draws` uniform numbers for each of them."""
 
+import torch
 from torch import Tensor
 
 from mdcs.augment import ops
 from mdcs.augment.autoaugment import AutoAugment
+from mdcs.augment.randaugment import RandAugment
 from mdcs.errors import UserError
 from mdcs.types import Policy
 
@@ -51,6 +53,56 @@ class CifarStrong(Policy):
         images = _crop(images, uniform[:, :2], self.padding, mirrored_B=uniform[:, 2] < 0.5)
         images = self.autoaugment(images, uniform[:, 3:8])
         return _cutout(images, uniform[:, 8:10], self.cutout)
+
+
+class ImageNetWeak(Policy):
+    """Horizontal flip (½), then brightness, contrast and saturation, in random order, by factors uniform in 1 ± their setting.
+
+    The random crop was the workers': `mdcs.data.crops`. Source: the first view of ImageNet-LT and Places-LT in the published code of MDCS.
+    """
+
+    draws = 5  # flip, three factors, order
+
+    def __init__(self, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4) -> None:
+        super().__init__()
+        limits = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+        for name, value in limits.items():
+            _check(name, value, 0, 1, "around 1")
+        self.limits = tuple(limits.values())
+
+    def forward(self, images: Tensor, uniform: Tensor) -> Tensor:
+        mirrored_B111 = (uniform[:, 0] < 0.5)[:, None, None, None]
+        factors_B3 = torch.stack([1 + _between(uniform[:, 1 + k], limit) for k, limit in enumerate(self.limits)], dim=1)
+        # The number of an order, 0..5: its first operation, and whether the other two are swapped.
+        order_B = _whole(uniform[:, 4], 6)
+        step_B = 1 + order_B % 2
+        order_B3 = torch.stack([order_B // 2, order_B // 2 + step_B, order_B // 2 - step_B], dim=1) % 3
+        rows = ops.rows_at_a_time(images)
+        parts = zip(images.split(rows), mirrored_B111.split(rows), factors_B3.split(rows), order_B3.split(rows), strict=True)
+        return torch.cat([ops.jitter(torch.where(mirrored, part.flip(3), part), *how) for part, mirrored, *how in parts])
+
+
+class ImageNetStrong(Policy):
+    """`ImageNetWeak`, then RandAugment (rand-n2-m10-mstd0.5): the second view of ImageNet-LT and Places-LT as published."""
+
+    def __init__(
+        self,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        num_ops: int = 2,
+        magnitude: float = 10.0,
+        magnitude_std: float = 0.5,
+        probability: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.weak = ImageNetWeak(brightness, contrast, saturation)
+        self.randaugment = RandAugment(num_ops, magnitude, magnitude_std, probability)
+        self.draws = self.weak.draws + self.randaugment.draws
+
+    def forward(self, images: Tensor, uniform: Tensor) -> Tensor:
+        weak_BR, strong_BR = uniform.split([self.weak.draws, self.randaugment.draws], dim=1)
+        return self.randaugment(self.weak(images, weak_BR), strong_BR)
 
 
 class DigitsWeak(Policy):

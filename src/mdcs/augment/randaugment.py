@@ -1,0 +1,114 @@
+"""RandAugment, each picture with its own operations, magnitudes, signs and interpolation.
+
+arXiv:1909.13719, with the operations and ranges of what timm and the published code of MDCS call `rand-n2-m10-mstd0.5`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mdcs.augment import ops, resample
+from mdcs.errors import UserError
+from mdcs.types import Policy
+
+FILL = (124, 116, 104)  # what comes from outside: ImageNet's mean colour
+
+
+def _enhance(level_B: Tensor) -> Tensor:
+    return level_B / 10 * 1.8 + 0.1
+
+
+# Four families; levels are float64 in 0..10, signs ±1. What moves pixels: (level, sign, height, width) -> matrix (B, 2, 3).
+PLACES: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
+    "rotate": lambda level, sign, height, width: resample.rotation(sign * (level / 10 * 30), height, width),
+    "shear_x": lambda level, sign, height, width: resample.shear_x(sign * (level / 10 * 0.3)),
+    "shear_y": lambda level, sign, height, width: resample.shear_y(sign * (level / 10 * 0.3)),
+    "translate_x": lambda level, sign, height, width: resample.translation(sign * (level / 10 * 0.45) * width, 0 * level),
+    "translate_y": lambda level, sign, height, width: resample.translation(0 * level, sign * (level / 10 * 0.45) * height),
+}
+# What mixes pixels: (pictures, level) -> pictures.
+BLENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "color": lambda images, level: ops.color(images, _enhance(level)),
+    "sharpness": lambda images, level: ops.sharpness(images, _enhance(level)),
+}
+# What maps grey levels: (pictures, level) -> tables.
+TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "autocontrast": lambda images, level: ops.autocontrast_table(images),
+    "equalize": lambda images, level: ops.equalize_table(images),
+    "invert": lambda images, level: ops.invert_table(images),
+    "posterize": lambda images, level: ops.posterize_table(images, (level / 10 * 4).long()),
+    "solarize": lambda images, level: ops.solarize_table(images, (level / 10 * 256).long()),
+    "solarize_add": lambda images, level: ops.solarize_add_table(images, (level / 10 * 110).long()),
+    "contrast": lambda images, level: ops.contrast_table(images, _enhance(level)),
+    "brightness": lambda images, level: ops.brightness_table(images, _enhance(level)),
+}
+NAMES = (*PLACES, *BLENDS, *TABLES)
+
+
+class RandAugment(Policy):
+    """`num_ops` operations in turn, each drawn uniformly from 15 with replacement and applied with `probability`.
+
+    Magnitudes are N(`magnitude`, `magnitude_std`) clipped to 0..10, so that half of them are 10 with the defaults. Moves have a random
+    sign, and are bilinear or bicubic at random.
+    """
+
+    def __init__(self, num_ops: int = 2, magnitude: float = 10.0, magnitude_std: float = 0.5, probability: float = 0.5) -> None:
+        super().__init__()
+        limits = {
+            "num_ops": (num_ops, 15),
+            "magnitude": (magnitude, 10),
+            "magnitude_std": (magnitude_std, 10),
+            "probability": (probability, 1),
+        }
+        for name, (value, high) in limits.items():
+            if not 0 <= value <= high:
+                raise UserError(f"{name}={value}: expected 0 to {high}; change augment.weak.{name} or augment.strong.{name}")
+        self.num_ops, self.magnitude, self.magnitude_std, self.probability = num_ops, magnitude, magnitude_std, probability
+        self.draws = 5 * num_ops  # for each: operation, gate, magnitude, sign, interpolation
+
+    def forward(self, images: Tensor, uniform: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 and (B, draws) in [0, 1) -> (B, 3, H, W) uint8."""
+        return self.apply_chosen(images, *self.choose(uniform))
+
+    def choose(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, num_ops) each: operation int64, an index into NAMES or len(NAMES) for none; level float64; sign float64 ±1; cubic bool."""
+        operation, gate, normal, sign, cubic = uniform.unflatten(1, (self.num_ops, 5)).unbind(2)
+        operation = torch.where(gate < self.probability, (operation * len(NAMES)).long(), len(NAMES))
+        # the inverse of the normal distribution function, finite where 0 was drawn
+        level = self.magnitude + self.magnitude_std * torch.special.ndtri(normal.double().clamp(min=2**-25))
+        return operation, level.clamp(0, 10), torch.where(sign < 0.5, -1.0, 1.0).double(), cubic < 0.5
+
+    def apply_chosen(self, images: Tensor, operation: Tensor, level: Tensor, sign: Tensor, cubic: Tensor) -> Tensor:
+        """What `choose` returned, done to (B, 3, H, W) uint8; new pictures, the given ones stay."""
+        images_B3HW = images.clone()
+        # Groups: bilinear places, bicubic places, one for each other operation, none.
+        group = torch.where(operation < len(PLACES), cubic.long(), operation - len(PLACES) + 2)
+        order = group.argsort(dim=0)
+        groups = torch.arange(2 + len(BLENDS) + len(TABLES), device=images.device)
+        # The sizes of the groups are the only thing that the host must wait for on another device, once for all operations.
+        # (Not by `bincount`, which waits for the largest value too.)
+        sizes = (group[:, :, None] == groups).sum(0).tolist()
+        for step in range(self.num_ops):
+            rows = order[:, step].split([*sizes[step], len(images) - sum(sizes[step])])
+            _apply(images_B3HW, rows, operation[:, step], level[:, step], sign[:, step])
+        return images_B3HW
+
+
+def _apply(images_B3HW: Tensor, groups: Sequence[Tensor], operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> None:
+    """Change each picture in place by its operation. `groups` hold the rows of the pictures, as `RandAugment.apply_chosen` sorts them."""
+    height, width = images_B3HW.shape[2:]
+    matrix_B23 = torch.zeros(len(level_B), 2, 3, dtype=torch.float64, device=level_B.device)
+    for number, matrix in enumerate(PLACES.values()):
+        matrix_B23 = torch.where((operation_B == number)[:, None, None], matrix(level_B, sign_B, height, width), matrix_B23)
+    for cubic, group in enumerate(groups[:2]):
+        for rows in group.split(ops.rows_at_a_time(images_B3HW)):
+            if len(rows):
+                images_B3HW[rows] = resample.transform(images_B3HW[rows], matrix_B23[rows], bool(cubic), FILL)
+    blended, mapped = groups[2 : 2 + len(BLENDS)], groups[2 + len(BLENDS) : -1]
+    for blend, rows in zip(BLENDS.values(), blended, strict=True):
+        if len(rows):
+            images_B3HW[rows] = blend(images_B3HW[rows], level_B[rows])
+    for table, rows in zip(TABLES.values(), mapped, strict=True):
+        if len(rows):
+            images_B3HW[rows] = ops.look_up(images_B3HW[rows], table(images_B3HW[rows], level_B[rows]))
