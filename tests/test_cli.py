@@ -32,7 +32,7 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         "except SystemExit as end: print('code', end.code)\n"
         "print([name for name in ('torch', 'hydra', 'pytorch_lightning', 'numpy') if name in sys.modules])"
     )
-    for words, expected in ((["--help"], "train"), (["train", "--help"], "loss=balanced_softmax|ce|mdcs"), (["trian"], "code 2")):
+    for words, expected in ((["--help"], "train"), (["train", "--help"], "optim=sgd"), (["trian"], "code 2")):
         done = subprocess.run([sys.executable, "-c", program.format(words=words)], capture_output=True, text=True)
         assert expected in done.stdout, done.stdout + done.stderr
         assert done.stdout.endswith("[]\n")
@@ -43,7 +43,7 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
     ("words", "message"),
     [
         (["lr=1"], "lr: there is no such setting: did you mean optim.lr?"),
-        (["loss=nope"], "loss=nope: there is no such choice; there is balanced_softmax, ce, mdcs"),
+        (["loss=nope"], "loss=nope: there is no such choice; there is balanced_softmax, "),
         (["loss.alpha=a b", "c"], "cannot read 'c': expected key=value"),
         (["optim.lr=fast"], "optim.lr='fast': expected a number"),
         (["optim.lr=-1"], "optim: SGD refuses its arguments: Invalid learning rate: -1"),

@@ -1,5 +1,6 @@
 """The command line: `mdcs VERB key=value ...`. Help and mistakes in the verb answer before Hydra or torch is imported."""
 
+import importlib
 import logging
 import os
 import sys
@@ -10,14 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from mdcs import config
 from mdcs.errors import UserError
-from mdcs.instantiate import suggestion
+from mdcs.instantiate import check_arguments, suggestion
 
 if TYPE_CHECKING:
     from mdcs.build import Run
 
 VERBS = {
-    "train": "train, predict on the test split, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
+    "train": "train, predict, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
     "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...]: scores from stored predictions or from a checkpoint",
+    "check": "data=... [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
+    "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
+    "compare": "runs=[A,B,...]: mean and s.d. over seeds, paired tests, a table of what differs",
+    "export": "run=DIR format=torch|onnx|safetensors output=FILE: the model with its class names and preprocessing",
+    "import": "format=mdcs file=model_best.pth data=...: a checkpoint of the published code into a run folder",
+}
+# What each verb calls with its configuration; `train` has its own ways, for it may resume or sweep.
+FUNCTIONS = {
+    "evaluate": ("mdcs.evaluate", "evaluate"),
+    "check": ("mdcs.check", "check"),
+    "predict": ("mdcs.predict", "predict"),
+    "compare": ("mdcs.compare", "compare"),
+    "export": ("mdcs.export", "export"),
+    "import": ("mdcs.published", "import_published"),
 }
 
 EXAMPLES = """`mdcs train --cfg job` prints every setting; trainer.* takes any argument of Lightning's Trainer. Examples:
@@ -83,7 +98,7 @@ def run_verb(verb: str, words: list[str]) -> None:
         elif verb == "train":
             train_words(words)
         else:
-            evaluate_words(words)
+            other_words(verb, words)
     finally:
         log.removeHandler(screen)
         log.propagate = True
@@ -97,17 +112,17 @@ def train_words(words: list[str]) -> "Run":
             raise UserError("resume= is empty: give the folder of the run to continue")
         folder = Path(config.absolute(resumed[0].removeprefix("resume=")))
         return resume_words(folder, [word for word in words if word not in resumed])
-    cfg = config.compose("train", words)
+    from mdcs.recipe import composed
+
+    cfg = composed(words)
     return train_config(config.plain(cfg), Path(config.run_dir(cfg)))
 
 
 def train_config(cfg: dict[str, Any], folder: Path) -> "Run":
-    """Train a composed configuration. Paths are made absolute: the run must be readable from any folder."""
-    if cfg["data"].get("root"):
-        cfg["data"]["root"] = config.absolute(cfg["data"]["root"])
+    """Train a composed configuration."""
     from mdcs.train import train
 
-    return train(cfg, Path(config.absolute(str(folder))))
+    return train(config.with_absolute_paths(cfg), Path(config.absolute(str(folder))))
 
 
 def resume_words(folder: Path, words: list[str]) -> "Run":
@@ -129,15 +144,17 @@ def resume_words(folder: Path, words: list[str]) -> "Run":
     return resume(cfg, folder)
 
 
-def evaluate_words(words: list[str]) -> dict[str, Any]:
-    """`mdcs evaluate`."""
-    for word in words:
-        if word.startswith("data="):
-            raise UserError(f"{word}: a run is evaluated on its own kind of dataset; give data.root=... or other settings of it")
-    cfg = config.plain(config.compose("evaluate", [f"++{word}" if word.startswith("data.") else word for word in words]))
-    from mdcs.evaluate import evaluate
-
-    return evaluate(config.absolute(cfg["run"]), cfg["split"], cfg["checkpoint"], cfg["data"])
+def other_words(verb: str, words: list[str]) -> Any:
+    """Every verb but `train`: its function, called with its configuration."""
+    if verb == "evaluate":
+        for word in words:
+            if word.startswith("data="):
+                raise UserError(f"{word}: a run is evaluated on its own kind of dataset; give data.root=... or other settings of it")
+    cfg = config.with_absolute_paths(config.plain(config.compose(verb, words)))
+    module, name = FUNCTIONS[verb]
+    function = getattr(importlib.import_module(module), name)
+    check_arguments(function, cfg, verb)
+    return function(**cfg)
 
 
 def through_hydra(verb: str, words: list[str]) -> None:
@@ -164,6 +181,10 @@ def through_hydra(verb: str, words: list[str]) -> None:
         try:
             if hydra_cfg.mode is RunMode.MULTIRUN:
                 refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
+            if "auto" in hydra_cfg.runtime.choices.values():
+                from mdcs.recipe import composed
+
+                cfg = composed(list(hydra_cfg.overrides.task))
             train_config(config.plain(cfg), Path(hydra_cfg.runtime.output_dir))
         except UserError as mistake:
             folder = Path(hydra_cfg.runtime.output_dir)

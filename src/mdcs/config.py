@@ -5,14 +5,16 @@ Nothing here imports torch, so a mistake in a key is told within a second.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdcs.errors import UserError
 from mdcs.instantiate import suggestion
 
-PATH_KEYS = ("run", "resume", "data.root", "hydra.run.dir", "hydra.sweep.dir")
+PATH_KEYS = ("run", "resume", "file", "input", "output", "data.root", "data.file", "hydra.run.dir", "hydra.sweep.dir")
+OPTIONAL_PATHS = ("data.cache", "data.train_list", "data.val_list", "data.test_list", "model.pretrained")
+NO_PATHS = ("null", "true", "false")  # what an optional path may be instead
 VERSION_BASE = "1.3"
 
 
@@ -32,15 +34,22 @@ def _hydra_word(word: str) -> str:
     if equals and not name.strip("+~"):
         raise UserError(f"cannot read {word!r}: expected key=value")
     bare = name.lstrip("+")
-    if equals and bare in PATH_KEYS:
-        if re.fullmatch(r"""(["']).*\1""", value):  # quoted by the caller: Lightning does so when it starts other ranks
-            return word
-        # In a quoted value Hydra reads backslashes as escapes only before a quote (or at the end).
-        escaped = re.sub(r'(\\*)("|$)', lambda m: m.group(1) * 2 + ('\\"' if m.group(2) else ""), value)
-        return f'{name}="{escaped}"'
+    if equals and (bare in PATH_KEYS or (bare in OPTIONAL_PATHS and value not in NO_PATHS)):
+        return f"{name}={_quoted(value)}"
+    if equals and bare == "runs":
+        paths = value[1:-1].split(",") if re.fullmatch(r"\[.*\]", value) else [value]
+        return f"{name}=[{','.join(_quoted(path.strip()) for path in paths)}]"
     if bare.startswith("trainer.") and not word.startswith(("+", "~")):
         return "++" + word
     return word
+
+
+def _quoted(path: str) -> str:
+    if re.fullmatch(r"""(["']).*\1""", path):  # quoted by the caller: Lightning does so when it starts other ranks
+        return path
+    # In a quoted value Hydra reads backslashes as escapes only before a quote (or at the end).
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m.group(1) * 2 + ('\\"' if m.group(2) else ""), path)
+    return f'"{escaped}"'
 
 
 def compose(verb: str, words: Sequence[str]) -> Any:
@@ -146,6 +155,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration: expected keys and values")
     return content
+
+
+def with_absolute_paths(cfg: Mapping[str, Any], *, inside: str = "") -> dict[str, Any]:
+    """`cfg` with its paths as they will still be right in another folder. Of the optional ones, those that exist: others may be meant
+    relative to the dataset, or be no path.
+    """
+    changed = dict(cfg)
+    for name, value in cfg.items():
+        key = f"{inside}{name}"
+        if isinstance(value, Mapping):
+            changed[name] = with_absolute_paths(value, inside=f"{key}.")
+        elif name == "runs":
+            changed[name] = [absolute(path) for path in ([value] if isinstance(value, str) else value)]
+        elif isinstance(value, str) and (key in (*PATH_KEYS, "data.cache") or (key in OPTIONAL_PATHS and os.path.exists(absolute(value)))):
+            changed[name] = absolute(value)
+    return changed
 
 
 def absolute(path: str) -> str:

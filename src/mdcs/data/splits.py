@@ -14,6 +14,14 @@ from mdcs.errors import UserError
 from mdcs.types import Classes
 
 
+class Survey(NamedTuple):
+    """What a dataset's pictures are like, found out quickly, so that a recipe can be chosen."""
+
+    image_size: int  # the side that suits them
+    num_pictures: int
+    lines: tuple[str, ...]  # sentences for the user
+
+
 class DataSource:
     """What `data._target_` may name: a dataclass whose fields are the configuration keys. Nothing is read before `splits`."""
 
@@ -23,6 +31,10 @@ class DataSource:
 
     def splits(self) -> "Splits":
         """Read the dataset."""
+        raise NotImplementedError
+
+    def survey(self) -> Survey:
+        """For sources with `image_size` = "auto": a look at the pictures without reading them all."""
         raise NotImplementedError
 
 

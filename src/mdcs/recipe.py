@@ -1,0 +1,50 @@
+"""What `data=folder` and `data=table` leave open, chosen from their pictures: size, network, augmentation, length of training.
+
+The choice is a list of command-line words, printed, so that it can be repeated and changed.
+"""
+
+import logging
+from typing import Any
+
+from mdcs import config
+from mdcs.build import LOADER_KEYS
+from mdcs.data.splits import DataSource
+from mdcs.instantiate import instantiate
+
+AUTO = "auto"
+SMALL = 64  # pixels, up to which pictures are handled as CIFAR's are
+STEPS = 6000  # of the optimiser, aimed at between MIN_EPOCHS and MAX_EPOCHS: consistency self-distillation wants thousands
+MIN_EPOCHS, MAX_EPOCHS = 60, 200
+
+log = logging.getLogger("mdcs")
+
+
+def composed(words: list[str]) -> Any:
+    """The configuration of `mdcs train` with `words`, and with what they and the dataset leave open decided."""
+    keys = [word.partition("=")[0].lstrip("+") for word in words]
+    # A word such as model.depth=14 has no meaning before the model is chosen.
+    probe = [word for word, key in zip(words, keys, strict=True) if "." not in key or key.startswith("data.")]
+    first = config.compose("train", probe)
+    made = first.hydra.runtime.choices
+    if AUTO not in (made["model"], made["augment"], first.data.get("image_size")):
+        return config.compose("train", words)
+
+    node = config.with_absolute_paths({"data": config.plain(first)["data"]})["data"]
+    source: DataSource = instantiate({key: value for key, value in node.items() if key not in LOADER_KEYS}, DataSource, "data")
+    survey = source.survey()
+    size = node["image_size"] if node["image_size"] != AUTO else survey.image_size
+    chosen = [f"data.image_size={size}"]
+    if made["model"] == AUTO:
+        chosen.append("model=resnet32" if size <= SMALL else "model=resnet50")
+    if made["augment"] == AUTO:
+        chosen.append("augment=cifar" if size <= SMALL else "augment=imagenet")
+    if "trainer.max_epochs" not in keys and made.get("experiment") in (None, "null"):
+        epochs = min(max(round(STEPS * node["batch_size"] / survey.num_pictures), MIN_EPOCHS), MAX_EPOCHS)
+        chosen.append(f"trainer.max_epochs={epochs}")
+        if "warmup_epochs" in first.loss and "loss.warmup_epochs" not in keys:
+            chosen.append(f"loss.warmup_epochs={max(1, epochs // 20)}")  # 20 of 400 as published
+    for line in survey.lines:
+        log.info(line)
+    log.info(f"chosen from the pictures, change what you like: {' '.join(chosen)}")
+    given = [word for word in words if word.partition("=")[0].lstrip("+") != "data.image_size"]
+    return config.compose("train", [*chosen, *given])
