@@ -8,22 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import golden
+from loss_cases import COUNTS, call, classes_of, example
 from mdcs.errors import UserError
 from mdcs.losses.mdcs import MDCS
 from mdcs.losses.prior import PriorAdjusted
-from mdcs.types import Classes, Loss, Output, Views
+from mdcs.types import Classes, Output, Views
 
 VECTORS = golden("mdcs_loss.npz")
 CASES = [case["name"] for case in golden("mdcs_loss_index.json")]
-
-
-def classes_of(counts) -> Classes:
-    return Classes(tuple(str(c) for c in range(len(counts))), torch.as_tensor(counts))
-
-
-def call(loss: Loss, logits_VBKC: Tensor, labels_B: Tensor, epoch: float = 10) -> dict[str, Tensor]:
-    targets_BC = F.one_hot(labels_B, logits_VBKC.shape[-1]).float()
-    return loss(Output(logits_VBKC, logits_VBKC), Views(logits_VBKC, targets_BC, labels_B), epoch)
 
 
 def golden_case(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Classes]:
@@ -69,16 +61,6 @@ def test_golden_cross_entropy() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- invariances
-
-COUNTS = torch.tensor([500, 120, 40, 9, 2])
-
-
-def example(num_experts: int = 3, batch: int = 16) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    labels_B = torch.randint(0, 5, (batch,), generator=generator)
-    logits_VBKC = 2 * torch.randn(2, batch, num_experts, 5, generator=generator, dtype=torch.float64)
-    logits_VBKC[0, : batch // 2] += 20 * F.one_hot(labels_B[: batch // 2], 5)[:, None]  # so that half of the pictures are confident
-    return logits_VBKC, labels_B
 
 
 def test_expert_order_does_not_matter() -> None:
@@ -160,6 +142,68 @@ def test_temperature_softens_both_views() -> None:
     adjusted = loss.adjusted(logits) / 3
     expected = 9 * F.kl_div(adjusted[1].log_softmax(-1), adjusted[0].softmax(-1), reduction="none").sum(-1).mean(0).sum()
     torch.testing.assert_close(call(loss, logits, labels)["consistency"], expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------- ablations
+
+
+def divergence(p: Tensor, q: Tensor, mask_BK: Tensor) -> Tensor:
+    """Σ_k of the mean over S_k of KL(softmax p ‖ softmax q)."""
+    rows_BK = F.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="none").sum(-1)
+    return (rows_BK * mask_BK).sum(0).div(mask_BK.sum(0)).sum()
+
+
+def test_directions_of_the_divergence() -> None:
+    logits, labels = example()
+    weak, strong = MDCS(classes_of(COUNTS)).adjusted(logits)
+    mask = weak.argmax(-1) == labels[:, None]
+    forward, reverse = divergence(weak, strong, mask), divergence(strong, weak, mask)
+    assert forward != reverse
+    for direction, expected in (("forward", forward), ("reverse", reverse), ("symmetric", (forward + reverse) / 2)):
+        torch.testing.assert_close(call(MDCS(classes_of(COUNTS), direction=direction), logits, labels)["consistency"], expected)
+
+
+def test_the_mask_on_raw_logits() -> None:
+    logits, labels = example()
+    raw, adjusted = (call(MDCS(classes_of(COUNTS), mask_on=mask_on), logits, labels)["confident_KB"] for mask_on in ("raw", "adjusted"))
+    assert torch.equal(raw, (logits[0].argmax(-1) == labels[:, None]).T) and not torch.equal(raw, adjusted)
+    parts = call(
+        MDCS(classes_of([3, 0, 2, 5, 4]), mask_on="raw", mask_empty=True),
+        logits.clone().fill_(0).index_fill(-1, torch.tensor([1]), 9),
+        labels,
+    )
+    assert torch.equal(parts["confident_KB"], (labels == 0).expand(3, -1))  # an empty class is never the answer
+
+
+def test_teachers() -> None:
+    logits, labels = example()
+    loss = MDCS(classes_of(COUNTS), teacher="ensemble")
+    weak = loss.adjusted(logits[0].mean(1, keepdim=True).expand(-1, 3, -1))
+    mask = weak.argmax(-1) == labels[:, None]
+    parts = call(loss, logits, labels)
+    assert torch.equal(parts["confident_KB"], mask.T)
+    torch.testing.assert_close(parts["consistency"], divergence(weak, loss.adjusted(logits[1]), mask))
+    one = logits[:, :, :1]
+    alone = [call(MDCS(classes_of(COUNTS), 1, teacher=teacher), one, labels)["loss"] for teacher in ("self", "ensemble")]
+    torch.testing.assert_close(*alone)
+
+    targets = F.one_hot(labels, 5).float()
+    ema = MDCS(classes_of(COUNTS), teacher="ema")
+    given = [ema(Output(logits, logits), Views(logits, targets, labels), 10, teacher) for teacher in (logits[0], logits[1].flip(0))]
+    torch.testing.assert_close(given[0]["loss"], call(MDCS(classes_of(COUNTS)), logits, labels)["loss"])
+    other = ema.adjusted(logits[1].flip(0))
+    assert torch.equal(given[1]["confident_KB"], (other.argmax(-1) == labels[:, None]).T)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"direction": "symmetric"}, {"direction": "reverse"}, {"teacher": "ensemble"}, {"mask_on": "raw"}], ids=str
+)
+def test_the_teacher_never_learns(arguments: dict) -> None:
+    logits, labels = example()
+    logits.requires_grad_()
+    losses = [call(MDCS(classes_of(COUNTS), alpha=alpha, **arguments), logits, labels)["loss"] for alpha in (1.0, 0.0)]
+    (grad_VBKC,) = torch.autograd.grad(losses[0] - losses[1], logits)
+    assert grad_VBKC[0].abs().max() < 1e-15 and grad_VBKC[1].abs().max() > 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------------------- edges
