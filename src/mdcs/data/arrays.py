@@ -2,8 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,8 +13,10 @@ from torch import Tensor
 
 from mdcs.data.archives import LAYOUTS, layout_of, read_archive, read_folder
 from mdcs.data.classes import Profile, long_tailed_counts
+from mdcs.data.decode import decode
 from mdcs.data.splits import DataSource, Listing, Source, Splits, long_tailed_splits
-from mdcs.data.store import open_store, picture_source
+from mdcs.data.store import Store, open_store
+from mdcs.data.tree import Part, class_tree
 from mdcs.errors import UserError
 
 
@@ -93,54 +94,75 @@ class Cifar(DataSource):
         """Read the dataset, decoding the chosen pictures only; an error says what was looked for and where."""
         if self.num_classes not in LAYOUTS:
             raise UserError(f"data.num_classes={self.num_classes}: expected 10 or 100")
-        with self._source() as source:
-            if self.classes is not None:
-                source = source.restricted(list(self.classes))
-            elif len(source.names) != self.num_classes:
-                raise UserError(
-                    f"{self.root} has {len(source.names)} classes, but data.num_classes={self.num_classes}: choose data=cifar10 or "
-                    "data=cifar100, or list the wanted ones in data.classes"
-                )
-            available = source.train_counts()
-            wanted = available
-            if self.imbalance_factor is not None:
-                wanted = long_tailed_counts(sum(available) / len(available), len(available), self.imbalance_factor, self.profile)
-            counts = [min(pair) for pair in zip(wanted, available, strict=True)]
-            short = [name for name, count, want in zip(source.names, counts, wanted, strict=True) if count < want]
-            if short:
-                note = f"{len(short)} classes have fewer training pictures than data.profile asks for and give all: {', '.join(short)}"
-                source = source._replace(notes=(*source.notes, note))
-            if min(available) < max(available) and sum(counts) < sum(available):
-                note = f"{sum(counts)} of {sum(available)} training pictures are drawn; data.imbalance_factor=null takes all as they are"
-                source = source._replace(notes=(*source.notes, note))
-            return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        source = self._source()
+        if self.classes is not None:
+            source = source.restricted(list(self.classes))
+        elif len(source.names) != self.num_classes:
+            raise UserError(
+                f"{self.root} has {len(source.names)} classes, but data.num_classes={self.num_classes}: choose data=cifar10 or "
+                "data=cifar100, or list the wanted ones in data.classes"
+            )
+        available = source.train_counts()
+        wanted = available
+        if self.imbalance_factor is not None:
+            wanted = long_tailed_counts(sum(available) / len(available), len(available), self.imbalance_factor, self.profile)
+        counts = [min(pair) for pair in zip(wanted, available, strict=True)]
+        short = [name for name, count, want in zip(source.names, counts, wanted, strict=True) if count < want]
+        if short:
+            note = f"{len(short)} classes have fewer training pictures than data.profile asks for and give all: {', '.join(short)}"
+            source = source._replace(notes=(*source.notes, note))
+        if min(available) < max(available) and sum(counts) < sum(available):
+            note = f"{sum(counts)} of {sum(available)} training pictures are drawn; data.imbalance_factor=null takes all as they are"
+            source = source._replace(notes=(*source.notes, note))
+        return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
 
-    @contextmanager
-    def _source(self) -> Iterator[Source]:
+    def _source(self) -> Source:
         root = Path(self.root)
         official = LAYOUTS[self.num_classes]
         for folder in (root, root / official.folder):
             if (layout := layout_of(folder)) is not None:
-                yield read_folder(folder, layout)
-                return
+                return read_folder(folder, layout)
         for archive in (root, root / official.archive):
             if archive.is_file() and archive.suffix.lower() != ".zip":
-                yield read_archive(archive)
-                return
+                return read_archive(archive)
         # a folder among others in a data directory is not taken for what was to be fetched
         if not (root.is_file() or any(root.glob("train/")) or (any(root.glob("*/train/")) and not self.download)):
             if self.download:
                 _download(root, self.num_classes)
-                yield read_archive(root / official.archive)
-                return
+                return read_archive(root / official.archive)
             raise UserError(
                 f"CIFAR-{self.num_classes} is not in {root}: looked for {official.archive}, {official.folder}/ and train/<class>/*; "
                 "set data.download=true to fetch it there, or data.root=... to where it is"
             )
-        with open_store(root) as store:
-            source = picture_source(store, root)
-            note = f"{root}: pictures in class folders, drawn in the order of their names, so the training subset is not the official one"
-            yield source._replace(notes=(*source.notes, note))
+        store = open_store(root)
+        tree = class_tree(store)
+        if not {"train", "test"} <= tree.parts.keys():
+            raise UserError(f"{root}: expected train/<class>/<picture> and test/<class>/<picture>, here or inside one folder")
+        train, test = (_listing(tree.parts[split], store) for split in ("train", "test"))
+        note = f"{root}: pictures in class folders, drawn in the order of their names, so the training subset is not the official one"
+        return Source(tree.names, train, test, (*tree.notes, note))
+
+
+def _listing(part: Part, store: Store) -> Listing:
+    """Pictures of one size, decoded when they are chosen."""
+
+    def read(positions: np.ndarray) -> Tensor:
+        names = part.paths.take(positions)
+        images_NHW3 = np.empty((0, 0, 0, 3), dtype=np.uint8)
+        for row, name in enumerate(names):
+            pixels_HW3 = decode(store.read(name), name)
+            if row == 0:
+                images_NHW3 = np.empty((len(names), *pixels_HW3.shape), dtype=np.uint8)
+            if pixels_HW3.shape != images_NHW3.shape[1:]:
+                (height, width), (first_height, first_width) = pixels_HW3.shape[:2], images_NHW3.shape[1:3]
+                raise UserError(
+                    f"{store.root}: {name} has {width}x{height} pixels, {names[0]} has {first_width}x{first_height}; all must have one "
+                    "size here, data=folder takes any"
+                )
+            images_NHW3[row] = pixels_HW3
+        return torch.from_numpy(images_NHW3.transpose(0, 3, 1, 2).copy())
+
+    return Listing(part.labels, tuple(part.paths), read)
 
 
 def _download(root: Path, num_classes: int) -> None:

@@ -1,126 +1,288 @@
-"""Reads pictures from a folder or a zip laid out as train/<class>/*, test/<class>/*, decoding only what is asked for."""
+"""Where files of pictures lie: a folder, a zip or a tar, all read in place and by name."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
-import re
+import posixpath
+import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+import zlib
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from mdcs.data.splits import Listing, Source
+from mdcs.data.paths import Paths
+from mdcs.data.text import read_text, rows_of
 from mdcs.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SPLITS = ("train", "test")
-LAYOUT = "train/<class>/<picture> and test/<class>/<picture>"
+# HEIC and AVIF are among them to be refused by name rather than taken for other files
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif")
+LIST_SUFFIXES = {".csv", ".tsv", ".txt", ".lst"}
+LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}  # by file managers
+STORED, DEFLATED, OTHER = 0, 8, -1  # how a member lies in an archive; the first two are the numbers of the zip format
+MOST_IN_MEMORY = 4 << 30  # bytes that a compressed tar may unpack to
+BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, NotImplementedError)
 
 
-class Store(NamedTuple):
-    """Where pictures lie. Names are relative, with "/" between their parts; those of folders end with "/"."""
+class Store:
+    """Files by name: relative to `root`, with "/" between the parts. Reads need no lock, and pickles are small: workers share one store.
 
-    base: str  # what stands before train/ and test/: nothing, or one folder
-    entries: list[str]  # everything under train/ and test/
-    read: Callable[[str], bytes]
+    Hidden files and what file managers leave behind are not listed.
+    """
 
+    root: Path
 
-@contextmanager
-def open_store(root: Path) -> Iterator[Store]:
-    """The files under train/ and test/ of a folder or zip, also where both lie inside one folder at its top."""
-    if root.is_dir():
-        tops = ["", *(f"{path.name}/" for path in root.iterdir() if path.is_dir())]
-        base = _base({f"{top}{split}/" for top in tops for split in SPLITS if (root / top / split).is_dir()}, root)
-        yield Store(base, list(_walk(root, base)), lambda name: (root / name).read_bytes())
-        return
-    try:
-        archive = zipfile.ZipFile(root)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{root} cannot be read as a zip of pictures ({error}): expected {LAYOUT} in it") from error
-    with archive:
-        names = set(archive.namelist())
-        parts = [name.split("/") for name in names]
-        base = _base({"/".join(of[:depth]) + "/" for of in parts for depth in (1, 2) if len(of) > depth}, root)
-        yield Store(base, [name for name in names if name.startswith(tuple(f"{base}{split}/" for split in SPLITS))], archive.read)
+    def listing(self) -> tuple[Sequence[str], list[str]]:
+        """The names of all files and of all folders, both sorted."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """The names of all files, sorted."""
+        return list(self.listing()[0])
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The content of a file, or its first `most` bytes."""
+        raise NotImplementedError
+
+    def size(self, name: str) -> int:
+        """Bytes of a file's content."""
+        raise NotImplementedError
 
 
-def picture_source(store: Store, root: Path) -> Source:
-    """Classes and pictures in sorted order. A class without pictures is kept, so that it can be named later."""
-    by_split: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    skipped = []
-    for entry in sorted(store.entries):
-        split, _, rest = entry.removeprefix(store.base).partition("/")
-        name, _, file = rest.partition("/")
-        if "/" not in rest or any(part.startswith((".", "__MACOSX")) for part in rest.split("/")):
-            continue  # the split's own folder, a file beside the class folders, or what a file manager left behind
-        pictures = by_split[split].setdefault(name, [])
-        if PurePosixPath(file).suffix.lower() in SUFFIXES:
-            pictures.append(entry)
-        elif file and not file.endswith("/"):
-            skipped.append(entry)
-    names = tuple(sorted(by_split["train"].keys() | by_split["test"].keys()))
-    train, test = (_listing([by_split[split].get(name, []) for name in names], store, root) for split in SPLITS)
-    notes = (f"{len(skipped)} files that are no pictures were left out of {root}, the first being {skipped[0]}",) if skipped else ()
-    return Source(names, train, test, notes)
+@dataclass(frozen=True)
+class Directory(Store):
+    """The files below a folder, through links too. A name may also be an absolute path."""
 
+    root: Path
 
-def _base(folders: set[str], root: Path) -> str:
-    """What stands before train/ and test/ among these folders."""
-    bases = {folder.removesuffix("train/") for folder in folders if f"/{folder}".endswith("/train/")}
-    bases = {base for base in bases if f"{base}test/" in folders}
-    if "" in bases:
-        return ""
-    if len(bases) != 1:
-        found = f"several do: {', '.join(sorted(bases))}" if bases else "neither is so"
-        raise UserError(f"{root}: expected {LAYOUT}, here or inside one folder, but {found}")
-    return bases.pop()
+    def listing(self) -> tuple[Sequence[str], list[str]]:
+        files: list[str] = []
+        folders: list[str] = []
+        self._walk("", {_identity(self.root)}, files, folders)
+        return sorted(files), sorted(folders)
 
-
-def _walk(root: Path, base: str) -> Iterator[str]:
-    for split in SPLITS:
-        for folder, _, files in os.walk(root / base / split, followlinks=True):  # a class folder may be a link to elsewhere
-            relative = Path(folder).relative_to(root)
-            yield f"{relative.as_posix()}/"
-            yield from ((relative / name).as_posix() for name in files)
-
-
-def _listing(paths_of_class: list[list[str]], store: Store, root: Path) -> Listing:
-    paths = [path for of_class in paths_of_class for path in of_class]
-    labels = np.repeat(np.arange(len(paths_of_class), dtype=np.int64), [len(of_class) for of_class in paths_of_class])
-
-    def read(positions: np.ndarray) -> Tensor:
-        return _decode(store, [paths[position] for position in positions], root)
-
-    return Listing(labels, paths, read)
-
-
-def _without_address(error: Exception) -> str:
-    """Pillow names the object it was given, which says nothing to a person."""
-    return re.sub(r" <_io.BytesIO object at \w+>", "", str(error))
-
-
-def _decode(store: Store, names: list[str], root: Path) -> Tensor:
-    """(N, 3, H, W) uint8; grey and indexed pictures become RGB."""
-    images_NHW3 = np.empty((0, 0, 0, 3), dtype=np.uint8)
-    for row, name in enumerate(names):
+    def _walk(self, folder: str, above: set[tuple[int, int]], files: list[str], folders: list[str]) -> None:
         try:
-            with Image.open(io.BytesIO(store.read(name))) as picture:
-                if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-                    raise ValueError(f"its pixels have more than 8 bits, mode {picture.mode}, and would be clipped to white")
-                pixels_HW3 = np.asarray(picture.convert("RGB"))
-        except Exception as error:  # a damaged file can fail in any way, in the zip as in the decoder
-            raise UserError(f"{root}: {name} cannot be read as a picture ({_without_address(error)}): replace or remove it") from error
-        if row == 0:
-            images_NHW3 = np.empty((len(names), *pixels_HW3.shape), dtype=np.uint8)
-        if pixels_HW3.shape != images_NHW3.shape[1:]:
-            (height, width), (first_height, first_width) = pixels_HW3.shape[:2], images_NHW3.shape[1:3]
-            raise UserError(
-                f"{root}: {name} has {width}x{height} pixels, {names[0]} has {first_width}x{first_height}; all must have one size"
-            )
-        images_NHW3[row] = pixels_HW3
-    return torch.from_numpy(images_NHW3.transpose(0, 3, 1, 2).copy())
+            with os.scandir(self.root / folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            raise UserError(f"{self.root / folder} cannot be listed ({error.strerror or error})") from error
+        for entry in entries:
+            name = folder + entry.name
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                identity = _identity(Path(entry.path))
+                if identity in above:
+                    continue  # a link to a folder that it lies in would be followed for ever
+                folders.append(name)
+                self._walk(f"{name}/", above | {identity}, files, folders)
+            elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is a file that cannot be read; a pipe is no file
+                files.append(name)
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        try:
+            with open(self.root / name, "rb", buffering=0) as file:
+                return file.read(-1 if most is None else most) or b""
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.root, name, error) from error
+
+    def size(self, name: str) -> int:
+        try:
+            return os.stat(self.root / name).st_size
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.root, name, error) from error
+
+
+@dataclass(frozen=True, repr=False)
+class Archive(Store):
+    """The members of a zip or tar, found by an index, so that each is one read at its place and any process can do it.
+
+    `places` (N, 5) int64, in the order of `files`: first byte, bytes there, bytes of content, how they lie, CRC-32 or −1. The first byte of
+    a zip's member is that of its header.
+    """
+
+    root: Path
+    files: Paths
+    folders: list[str]
+    places: np.ndarray = field(compare=False)
+    is_zip: bool
+    unpacked: bytes | None = field(default=None, compare=False)  # of a compressed tar
+
+    def listing(self) -> tuple[Sequence[str], list[str]]:
+        return self.files, self.folders
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        start, stored, size, method, crc = self._place(name)
+        wanted = stored if most is None else min(stored, most)
+        try:
+            if self.unpacked is not None:
+                return self.unpacked[start : start + wanted]
+            with open(self.root, "rb", buffering=0) as file:
+                file.seek(start)
+                if self.is_zip:  # the lengths of name and extra field may differ from those in the central directory
+                    header = file.read(30)
+                    file.seek(start + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"))
+                content: bytes = file.read(wanted)
+            if method == DEFLATED:
+                content = zlib.decompressobj(-15).decompress(content, size if most is None else most)
+            elif method != STORED:
+                raise ValueError("it is encrypted, sparse, or packed in an unusual way; pack the pictures again")
+            if most is None and (len(content) != size or (crc >= 0 and zlib.crc32(content) != crc)):
+                raise ValueError("the archive is damaged here")
+        except (OSError, ValueError, zlib.error, MemoryError) as error:
+            raise _unreadable(self.root, name, error) from error
+        return content
+
+    def size(self, name: str) -> int:
+        return self._place(name)[2]
+
+    def _place(self, name: str) -> list[int]:
+        row = bisect_left(self.files, name)
+        if row == len(self.files) or self.files[row] != name:
+            raise UserError(f"{self.root} has no {name}")
+        place: list[int] = self.places[row].tolist()
+        return place
+
+
+def open_store(root: Path) -> Store:
+    """The files of a folder, a zip or a tar; the index of an archive is read now. A compressed tar is unpacked into memory."""
+    try:
+        if root.is_dir():
+            return Directory(root)
+        if not root.exists():
+            raise UserError(f"{root}: there is no such folder or file; expected a folder, a zip or a tar of pictures")
+        kind = "zip" if root.suffix.lower() == ".zip" or zipfile.is_zipfile(root) else "tar"
+        if kind == "tar" and not (".tar" in root.name.lower() or root.suffix.lower() == ".tgz" or tarfile.is_tarfile(root)):
+            raise UserError(f"{root}: expected a folder, a zip or a tar of pictures")
+        return _open_zip(root) if kind == "zip" else _open_tar(root)
+    except BROKEN_ARCHIVE as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{root} cannot be read as a {kind} of pictures ({' '.join(str(error).split())})") from error
+
+
+def pictures_of(path: Path) -> tuple[Store, list[str], list[str]]:
+    """What to predict: the store, the names of all pictures in it at any depth, and the names of files left out as no pictures.
+
+    `path` is a folder, a zip, a tar, one picture, or a list (.txt: one path a line; .csv: the column path, else the first). The paths of a
+    list are absolute or relative to its folder, and are not looked at here.
+    """
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in LIST_SUFFIXES:
+        return Directory(path.parent), _listed_paths(path), []
+    if path.is_file() and suffix in SUFFIXES:
+        return Directory(path.parent), [path.name], []
+    store = open_store(path)
+    names = store.names()
+    return store, [name for name in names if is_picture(name)], [name for name in names if not is_picture(name)]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a file or folder of this name is meant not to be seen, or left behind by a file manager."""
+    return part.startswith(".") or part.lower() in LEFT_BEHIND
+
+
+def _listed_paths(path: Path) -> list[str]:
+    text = read_text(path)
+    if path.suffix.lower() in {".txt", ".lst"}:
+        paths = [line.strip() for line in text.splitlines()]
+    else:
+        rows = rows_of(text, ("path",))
+        header = [cell.lower() for cell in rows[0]] if rows else []
+        column = header.index("path") if "path" in header else 0
+        paths = [row[column] for row in rows[1 if header and not is_picture(header[column]) else 0 :] if len(row) > column]
+    if not any(paths):
+        raise UserError(f"{path} lists no pictures: expected one path a line, or a column named path")
+    return [name for name in paths if name]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def _unreadable(root: Path, name: str, error: Exception) -> UserError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return UserError(f"{root}: {name} cannot be read ({reason})")
+
+
+def _archive(root: Path, members: dict[str, tuple[int, ...]], folders: set[str], is_zip: bool, unpacked: bytes | None = None) -> Archive:
+    """The index over what is not hidden; a folder may be there without an entry of its own."""
+    hidden = {name for name in (*members, *folders) if any(is_hidden(part) for part in name.split("/"))}
+    files = sorted(members.keys() - hidden)
+    for folder in {name.rpartition("/")[0] for name in files} | (folders - hidden):
+        parts = folder.split("/")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    places = np.array([members[name] for name in files], dtype=np.int64).reshape(len(files), 5)
+    return Archive(root, Paths(files), sorted(folders - hidden - {"", "."}), places, is_zip, unpacked)
+
+
+def _name(raw: str) -> str:
+    """As other stores write it: some archives begin with "./", some made on Windows have backslashes."""
+    return posixpath.normpath(raw.replace("\\", "/")).lstrip("/")
+
+
+def _open_zip(root: Path) -> Archive:
+    members: dict[str, tuple[int, ...]] = {}
+    folders = set()
+    with zipfile.ZipFile(root) as archive:
+        for info in archive.infolist():
+            if info.is_dir() or info.filename.endswith("\\"):
+                folders.add(_name(info.filename))
+                continue
+            method = info.compress_type if info.compress_type in (STORED, DEFLATED) and not info.flag_bits & 1 else OTHER
+            members[_name(info.filename)] = (info.header_offset, info.compress_size, info.file_size, method, info.CRC)
+    return _archive(root, members, folders, is_zip=True)
+
+
+def _open_tar(root: Path) -> Archive:
+    unpacked = _unpacked(root)
+    members: dict[str, tuple[int, ...]] = {}
+    folders, links = set(), {}
+    with tarfile.open(root, "r:") if unpacked is None else tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep an object of a kilobyte for each
+            name = _name(member.name)
+            if member.isdir():
+                folders.add(name)
+            elif member.issym():
+                links[name] = _name(posixpath.join(posixpath.dirname(name), member.linkname))
+            elif member.islnk():
+                links[name] = _name(member.linkname)
+            elif member.isreg():
+                method = STORED if member.sparse is None else OTHER
+                members[name] = (member.offset_data, member.size, member.size, method, -1)
+    for name, target in links.items():
+        if target in members:
+            members[name] = members[target]
+    return _archive(root, members, folders, is_zip=False, unpacked=unpacked)
+
+
+def _unpacked(root: Path) -> bytes | None:
+    """The tar within a compressed file; None where it is not compressed."""
+    with root.open("rb") as file:
+        start = file.read(6)
+        openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+        if start.startswith(b"\x28\xb5\x2f\xfd"):
+            raise ValueError("Zstandard is not supported; use .tar, .tar.gz or .zip")
+        if (opener := openers.get(start[:2])) is None:
+            return None
+        file.seek(0)
+        with opener(file, "rb") as packed:
+            content: bytes = packed.read(MOST_IN_MEMORY + 1)
+    if len(content) > MOST_IN_MEMORY:
+        most = f"{MOST_IN_MEMORY >> 30} GiB"
+        raise UserError(f"{root} unpacks to more than {most}: unpack it, or make it a .tar or .zip, which are read in place")
+    return content
