@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, log_loss
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
@@ -15,7 +16,7 @@ from conftest import golden
 from mdcs.analysis.diversity import DiversitySums
 from mdcs.errors import UserError
 from mdcs.evaluation import predictions as predictions_module
-from mdcs.evaluation import scores as scores_module
+from mdcs.evaluation.calibration import CalibrationSums, adaptive_ece, fit_temperature
 from mdcs.evaluation.combine import combine
 from mdcs.evaluation.predictions import Predictions, classes_from_json, classes_to_json, merge_shards, stored, write_shard
 from mdcs.evaluation.scores import scores
@@ -78,7 +79,7 @@ def test_independent_libraries() -> None:
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = scores(predictions_of(*example()), classes_of([150, 120, 30, 20, 9, 4, 1]))
-    monkeypatch.setattr(scores_module, "CHUNK", 3 * 7 * 150)  # 150 + 150 + 100 pictures
+    monkeypatch.setattr(predictions_module, "CHUNK", 3 * 7 * 150)  # 150 + 150 + 100 pictures
     in_chunks = scores(predictions_of(*example()), classes_of([150, 120, 30, 20, 9, 4, 1]))
     assert in_chunks.pop("diversity") == pytest.approx(at_once.pop("diversity"), rel=1e-6)
     for one, other in zip([at_once, *at_once.pop("experts")], [in_chunks, *in_chunks.pop("experts")], strict=True):
@@ -101,6 +102,95 @@ def test_classes_without_test_pictures_do_not_count() -> None:
     assert ours["accuracy_few"] is None  # class 6 is the only one
     assert ours["accuracy_many"] == pytest.approx(recall[0])
     assert ours["balanced_accuracy"] == pytest.approx(np.mean([recall[c] for c in (0, 2, 3, 4, 5)]))
+
+
+def test_more_scores_against_independent_libraries() -> None:
+    logits_NKC, labels_N = example()
+    ours = scores(predictions_of(logits_NKC, labels_N), classes_of([90, 50, 30, 20, 9, 4, 1]))
+    probs, answers = logits_NKC.mean(1).double().softmax(-1), logits_NKC.mean(1).argmax(-1)
+    assert ours["macro_f1"] == pytest.approx(f1_score(labels_N, answers, average="macro"), abs=1e-9)
+    assert ours["nll"] == pytest.approx(log_loss(labels_N, probs, labels=range(7)), rel=1e-6)
+    assert ours["brier"] == pytest.approx(brier_score_loss(labels_N, probs.numpy(), scale_by_half=False), rel=1e-6)
+    mce = multiclass_calibration_error(probs, labels_N, 7, n_bins=15, norm="max")
+    assert ours["mce"] == pytest.approx(mce.item(), abs=1e-6) and ours["mce"] > ours["ece"]
+    assert ours["oracle_accuracy"] == pytest.approx((logits_NKC.argmax(-1) == labels_N[:, None]).any(1).double().mean().item())
+    assert ours["oracle_accuracy"] > max(expert["accuracy"] for expert in ours["experts"])
+
+
+def test_macro_f1_of_a_class_without_pictures_is_that_of_scikit_learn() -> None:
+    logits_NKC, labels_N = example()
+    for absent in (0, 6):  # answered though absent: it counts as 0; never answered either: it does not count
+        keep_N = labels_N != absent
+        changed_NKC = logits_NKC[keep_N].clone()
+        changed_NKC[..., absent] -= 1e4 if absent == 6 else 0
+        ours = scores(predictions_of(changed_NKC, labels_N[keep_N]), classes_of([9] * 7))
+        expected = f1_score(labels_N[keep_N], changed_NKC.mean(1).argmax(-1), average="macro")
+        assert ours["macro_f1"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_worst_pairs_are_those_of_the_confusion_matrix() -> None:
+    logits_NKC, labels_N = example(2000)
+    pairs = scores(predictions_of(logits_NKC, labels_N), classes_of([9] * 7))["confused"]
+    matrix = np.zeros((7, 7), dtype=int)
+    np.add.at(matrix, (labels_N.numpy(), logits_NKC.mean(1).argmax(-1).numpy()), 1)
+    np.fill_diagonal(matrix, 0)
+    assert [pair["count"] for pair in pairs] == np.sort(matrix.ravel())[::-1][:20].tolist()
+    for pair in pairs:
+        assert matrix[int(pair["true"][-1]), int(pair["predicted"][-1])] == pair["count"]
+
+
+def test_reliability_is_the_ece() -> None:
+    ours = scores(predictions_of(*example()), classes_of([9] * 7))
+    rows = [row for row in ours["reliability"] if row["count"]]
+    assert len(ours["reliability"]) == 15 and sum(row["count"] for row in rows) == 400
+    assert ours["ece"] == pytest.approx(sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / 400)
+    assert ours["reliability"][0] == {"count": 0, "confidence": None, "accuracy": None}  # 7 classes: no confidence below 1/7
+    for number, row in enumerate(ours["reliability"]):
+        assert not row["count"] or number / 15 < row["confidence"] <= (number + 1) / 15
+
+
+def test_adaptive_ece_by_hand() -> None:
+    random = np.random.RandomState(0)
+    confidence, hit = random.permutation(np.linspace(0.2, 0.9, 30)).astype(np.float32), random.rand(30) < 0.5
+    order = np.argsort(confidence)
+    expected = np.mean([abs(confidence[order[i : i + 2]].mean() - hit[order[i : i + 2]].mean()) for i in range(0, 30, 2)])
+    assert adaptive_ece(torch.from_numpy(confidence), torch.from_numpy(hit)) == pytest.approx(expected, rel=1e-6)
+    assert adaptive_ece(torch.full((45,), 0.5), torch.arange(45) % 3 == 0) == pytest.approx(1 / 6)
+    assert adaptive_ece(torch.tensor([]), torch.tensor([], dtype=torch.bool)) is None
+
+
+def test_temperature_is_the_minimum_that_scipy_finds() -> None:
+    logits_NKC, labels_N = example(1000)
+    validation = predictions_of(4 * logits_NKC, labels_N)
+    found = fit_temperature(validation, classes_of([9] * 7))
+    mean_NC = (4 * logits_NKC).mean(1).double()
+    best = minimize_scalar(lambda t: F.cross_entropy(mean_NC / t, labels_N).item(), bounds=(0.05, 20), options={"xatol": 1e-8})
+    assert found == pytest.approx(best.x, rel=1e-4) and found > 2
+
+    test_NKC, test_labels_N = example(300)
+    ours = scores(predictions_of(4 * test_NKC, test_labels_N), classes_of([9] * 7), validation)
+    log_probs_NC = (4 * test_NKC.mean(1) / found).log_softmax(-1)
+    sums = CalibrationSums()
+    sums.update(log_probs_NC.amax(-1).exp(), log_probs_NC.argmax(-1) == test_labels_N)
+    expected = {"value": found, "n": 1000, "ece": sums.ece(), "nll": F.nll_loss(log_probs_NC, test_labels_N).item()}
+    assert ours["temperature"] == pytest.approx(expected, rel=1e-5)
+    assert ours["temperature"]["nll"] < ours["nll"] and ours["temperature"]["ece"] < ours["ece"]
+    assert scores(predictions_of(*example(20)), classes_of([9] * 7))["temperature"] is None
+
+
+@pytest.mark.parametrize(("sign", "end"), [(1, 0.05), (-1, 20)])
+def test_temperature_of_a_perfect_and_of_a_hopeless_classifier_ends_at_a_bound(sign: int, end: float) -> None:
+    labels_N = torch.arange(40) % 7
+    validation = predictions_of(sign * F.one_hot(labels_N, 7)[:, None].float(), labels_N)
+    assert fit_temperature(validation, classes_of([9] * 7)) == pytest.approx(end, rel=0.1)
+
+
+def test_no_pictures_are_no_scores() -> None:
+    logits_NKC, labels_N = example(5)
+    ours = scores(predictions_of(logits_NKC[:0], labels_N[:0]), classes_of([9] * 7))
+    for name in ("accuracy", "macro_f1", "oracle_accuracy", "ece", "mce", "adaptive_ece", "nll", "brier", "temperature"):
+        assert ours[name] is None, name
+    assert ours["ci"]["accuracy"] is None and ours["confused"] == []
 
 
 # ---------------------------------------------------------------------------------------------------------------- experts

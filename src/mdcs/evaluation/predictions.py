@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 from mdcs.errors import UserError
 from mdcs.types import Classes
+
+UNTRAINED = -1e4  # logit of a class that had no training picture (loss.mask_empty): it cannot be the answer
+CHUNK = 2**21  # logits looked at at once: 8 MiB of float32, which the processor's cache nearly holds
 
 
 class Predictions(NamedTuple):
@@ -36,11 +40,29 @@ class Predictions(NamedTuple):
         labels, index = np.load(folder / "labels.npy"), np.load(folder / "index.npy")
         return Predictions(np.load(folder / "logits.npy", mmap_mode="r"), labels, index, paths)
 
+    def chunks(self, classes: Classes) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Which pictures, and their logits (n, K, C) in float32, a few at a time; classes without training pictures at UNTRAINED."""
+        num_pictures, num_experts, num_classes = self.logits.shape
+        untrained_C = classes.counts == 0
+        step = max(1, CHUNK // (num_experts * num_classes))
+        for start in range(0, num_pictures, step):
+            rows = slice(start, min(start + step, num_pictures))
+            logits_NKC = torch.from_numpy(np.array(self.logits[rows])).float()
+            if untrained_C.any():
+                logits_NKC[..., untrained_C] = UNTRAINED
+            yield rows, logits_NKC
+
     def sha256(self) -> str:
         """Names the test set: the labels as little-endian int64, then the paths, a line each."""
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
         digest.update("".join(f"{path}\n" for path in self.paths).encode())
         return digest.hexdigest()
+
+
+def read_views(folder: Path) -> NDArray[Any] | None:
+    """(N, 2, K, C) logits of two augmented views of each picture in `folder`/views, memory-mapped; None where they were not stored."""
+    place = folder / "views" / "logits.npy"
+    return np.load(place, mmap_mode="r") if place.exists() else None
 
 
 def stored(logits_NKC: torch.Tensor) -> NDArray[np.float16]:
