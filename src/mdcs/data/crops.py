@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from mdcs.errors import UserError
+
 TRIES = 10  # of a random box, before the central one is taken
+LONGEST = 32  # sides in this ratio or less are resized whole; more would take gigabytes to show the same centre
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,28 @@ class Crop:
 
     draws: ClassVar[int] = 4 * TRIES  # area, shape, top, left of each try
 
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.short_side < self.size:
+            raise UserError(
+                f"data.image_size={self.size}, data.resize={self.resize}: the short side is resized to data.resize before a square of side "
+                "data.image_size is cut out, so it must be as large or larger"
+            )
+        for key, (low, high), most in (("crop_scale", self.scale, 1.0), ("crop_ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= most or math.isinf(high):
+                span = "above 0, the second at most 1" if most == 1 else "above 0"
+                raise UserError(f"data.{key}=[{low}, {high}]: expected the smallest and the largest, {span}")
+
     @property
     def short_side(self) -> int:
         """Length of the short side before the central crop."""
         return round(self.size * 256 / 224) if self.resize is None else self.resize
 
     def plain(self, picture_HW3: np.ndarray) -> np.ndarray:
-        """The short side is brought to `resize`, then the centre is cut out."""
+        """The short side is brought to `resize`, then the centre is cut out: torchvision's Resize and CenterCrop on a Pillow picture."""
         height, width = picture_HW3.shape[:2]
+        if max(height, width) > LONGEST * min(height, width):
+            picture_HW3 = _middle(picture_HW3, LONGEST * min(height, width))
+            height, width = picture_HW3.shape[:2]
         short = self.short_side
         size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
         resized = Image.fromarray(picture_HW3)
@@ -42,10 +61,18 @@ class Crop:
         return _planes(resized.crop((left, top, left + self.size, top + self.size)))
 
     def random(self, picture_HW3: np.ndarray, uniform_R: np.ndarray) -> np.ndarray:
-        """A random box, brought to `size`: the first of ten random ones that lies within the picture, else the central one."""
+        """A random box, brought to `size`: the first of ten random ones that lies within the picture, else the central one.
+
+        Bilinear with antialiasing. Deviates from Pillow's filter, which the published code uses, in the precision of the weights, 16 bits
+        instead of 22: a few values in a hundred differ, by one grey level and without bias. It takes a third of the time.
+        """
         left, top, width, height = self.box(picture_HW3.shape[0], picture_HW3.shape[1], uniform_R)
-        box = Image.fromarray(picture_HW3[top : top + height, left : left + width])
-        return _planes(box.resize((self.size, self.size), Image.Resampling.BILINEAR))
+        box_HW3 = torch.from_numpy(
+            np.array(picture_HW3[top : top + height, left : left + width])
+        )  # a copy, for the picture may be read-only
+        size = (self.size, self.size)
+        square = F.interpolate(box_HW3.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
+        return square[0].contiguous().numpy()
 
     def box(self, height: int, width: int, uniform_R: np.ndarray) -> tuple[int, int, int, int]:
         """(left, top, width, height) of the random box, from `draws` uniform numbers in [0, 1)."""
@@ -66,3 +93,10 @@ class Crop:
 
 def _planes(picture: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def _middle(picture_HW3: np.ndarray, longest: int) -> np.ndarray:
+    """The picture without the ends of its long side; one pixel more than `longest` where that keeps the middle where it is."""
+    height, width = picture_HW3.shape[:2]
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return np.ascontiguousarray(picture_HW3[top : height - top, left : width - left])
