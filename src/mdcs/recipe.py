@@ -14,7 +14,8 @@ from mdcs.instantiate import instantiate
 AUTO = "auto"
 SMALL = 64  # pixels, up to which pictures are handled as CIFAR's are
 STEPS = 6000  # of the optimiser, aimed at between MIN_EPOCHS and MAX_EPOCHS: consistency self-distillation wants thousands
-MIN_EPOCHS, MAX_EPOCHS = 60, 200
+MIN_EPOCHS, MAX_EPOCHS = 60, 100
+FEW_PICTURES = 2000  # up to which a batch is half as large, for twice as many steps of the same cost
 
 log = logging.getLogger("mdcs")
 
@@ -38,8 +39,12 @@ def composed(words: list[str]) -> Any:
         chosen.append("model=resnet32" if size <= SMALL else "model=resnet50")
     if made["augment"] == AUTO:
         chosen.append("augment=cifar" if size <= SMALL else "augment=imagenet")
+    batch_size = node["batch_size"]
+    if "data.batch_size" not in keys and survey.num_pictures <= FEW_PICTURES:
+        batch_size //= 2
+        chosen.append(f"data.batch_size={batch_size}")
     if "trainer.max_epochs" not in keys and made.get("experiment") in (None, "null"):
-        epochs = min(max(round(STEPS * node["batch_size"] / survey.num_pictures), MIN_EPOCHS), MAX_EPOCHS)
+        epochs = min(max(round(STEPS * batch_size / survey.num_pictures), MIN_EPOCHS), MAX_EPOCHS)
         chosen.append(f"trainer.max_epochs={epochs}")
         if "warmup_epochs" in first.loss and "loss.warmup_epochs" not in keys:
             chosen.append(f"loss.warmup_epochs={max(1, epochs // 20)}")  # 20 of 400 as published
