@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,7 +16,9 @@ from mdcs import config
 from mdcs.augment.views import Augment
 from mdcs.data.module import LongTailData, require_even_share
 from mdcs.data.splits import DataSource, Splits
+from mdcs.data.squares import Images, batches
 from mdcs.errors import UserError
+from mdcs.evaluation.combine import combine
 from mdcs.evaluation.predictions import classes_from_json
 from mdcs.instantiate import call, check_arguments, instantiate, resolve, suggestion
 from mdcs.models.expert_net import ExpertNet
@@ -67,15 +68,30 @@ class Run:
         return self
 
     @torch.no_grad()
-    def predict(self, images: Tensor | np.ndarray[Any, Any], batch_size: int = 512) -> Tensor:
-        """Raw logits (N, K, C) of uint8 pictures (N, 3, H, W); `combine(logits)` of mdcs.evaluation is the ensemble's answer (N, C)."""
-        pictures_N3HW = torch.as_tensor(images)
-        if pictures_N3HW.dtype != torch.uint8 or pictures_N3HW.ndim != 4 or pictures_N3HW.shape[1] != 3:
-            raise UserError(f"pictures must be uint8 (N, 3, H, W), not {pictures_N3HW.dtype} {tuple(pictures_N3HW.shape)}")
+    def predict(self, images: Images, batch_size: int = 128) -> Tensor:
+        """Raw logits (N, K, C); `combine(logits)` of mdcs.evaluation.combine is the ensemble's answer (N, C).
+
+        `images` is a uint8 tensor or array (N, 3, H, W), taken as it is; or a list of paths, Pillow pictures and arrays (H, W, 3) uint8 of
+        any size, which are resized and cropped as the run's evaluation does; or one of these. UserError names a file that cannot be read.
+
+        >>> mdcs.load("runs/mine").predict(["cat.jpg", "dog.png"]).shape  # doctest: +SKIP
+        torch.Size([2, 3, 10])
+        """
         self.net.eval()
         device, dtype = (lambda weight: (weight.device, weight.dtype))(next(self.net.parameters()))
-        chunks = [self.net(self.module.augment.plain(chunk.to(device), dtype)).logits.cpu() for chunk in pictures_N3HW.split(batch_size)]
-        return torch.cat(chunks) if chunks else torch.empty(0, self.net.num_experts, len(self.classes))
+        parts = batches(images, self.source, batch_size)
+        logits = [self.net(self.module.augment.plain(part_B3HW.to(device), dtype)).logits.cpu() for part_B3HW in parts]
+        return torch.cat(logits) if logits else torch.empty(0, self.net.num_experts, len(self.classes))
+
+    def classify(self, images: Images, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """For each picture the `top_k` most probable classes and their probabilities, the softmax of the mean over the experts' logits.
+
+        >>> mdcs.load("runs/mine").classify("cat.jpg", top_k=2)  # doctest: +SKIP
+        [[('cat', 0.9), ('lynx', 0.1)]]
+        """
+        best = combine(self.predict(images).float()).softmax(-1).topk(min(top_k, len(self.classes)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[(self.classes.names[label], value) for label, value in zip(*pair, strict=True)] for pair in pairs]
 
 
 def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:

@@ -1,12 +1,34 @@
-"""Network and split to stored predictions, on one device or several."""
+"""Network and pictures to predictions: of a split, on one device or several; of anyone's files, into a table."""
 
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
-from mdcs.build import Run
+from mdcs.answers import SUFFIXES, Cell, check_table, columns, rows, table
+from mdcs.build import Run, load
+from mdcs.data.crops import Crop
+from mdcs.data.decode import Decoded
+from mdcs.data.paths import Paths
+from mdcs.data.squares import evaluation_crop
+from mdcs.data.store import Store, pictures_of
+from mdcs.errors import UserError
 from mdcs.evaluation.predictions import merge_shards, stored, write_shard
+from mdcs.output import check_output, complete_or_absent
+
+MOST_WORKERS = 8  # where nobody chose
+FEW_PICTURES = 500  # for which starting workers does not pay
+NAMED = 5  # unreadable files and frequent classes in the summary
 
 
 @torch.no_grad()
@@ -35,3 +57,145 @@ def barrier(world_size: int) -> None:
     """Wait for the other ranks, if there are any."""
     if world_size > 1:
         torch.distributed.barrier()
+
+
+class Squares(Dataset[tuple[Tensor, list[str | None]]]):
+    """Files as the network sees them, in batches: indexed by a list of positions."""
+
+    def __init__(self, store: Store, files: Paths, crop: Crop) -> None:
+        self.picture = Decoded(store, files)
+        self.crop = crop
+
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, list[str | None]]:
+        """(b, 3, S, S) uint8 of those that can be read, and for each position why it cannot, or None."""
+        squares_b3SS, errors = torch.empty(len(positions), 3, self.crop.size, self.crop.size, dtype=torch.uint8), list[str | None]()
+        num_read = 0
+        for position in positions:
+            try:
+                square_3SS = self.crop.plain(self.picture(position))
+            except (UserError, ValueError, OSError, MemoryError) as error:  # the last three where a picture is too long and thin
+                errors.append(" ".join(str(error).split()) or type(error).__name__)
+                continue
+            squares_b3SS[num_read] = torch.from_numpy(square_3SS)
+            num_read += 1
+            errors.append(None)
+        return squares_b3SS[:num_read], errors
+
+
+@dataclass
+class Summary:
+    """What the rows say altogether."""
+
+    pictures: int = 0
+    unreadable: int = 0
+    errors: list[str] = field(default_factory=list)  # of the first few
+    agreement: float = 0.0  # summed over the readable ones
+    answers: Counter[str] = field(default_factory=Counter)
+
+    def add(self, batch: Sequence[Sequence[Cell]]) -> None:
+        """Count rows of the table."""
+        for _, answer, *_, agreement, error in batch:
+            self.pictures += 1
+            if error is None:
+                self.answers[str(answer)] += 1
+                self.agreement += float(agreement or 0)
+            else:
+                self.unreadable += 1
+                self.errors += [str(error)] if len(self.errors) < NAMED else []
+
+    def lines(self, seconds: float) -> list[str]:
+        """For people."""
+        answered = self.pictures - self.unreadable
+        lines = [f"{self.pictures} pictures in {seconds:.1f} s ({self.pictures / seconds:.0f}/s), {self.unreadable} unreadable"]
+        lines += [f"  {error}" for error in self.errors]
+        lines += ["  ... (the others stand in the column error)"] if self.unreadable > len(self.errors) else []
+        if answered:
+            most = ", ".join(f"{name} {count}" for name, count in self.answers.most_common(NAMED))
+            lines.append(f"most frequent answers: {most}; experts agree with the ensemble in {100 * self.agreement / answered:.1f} %")
+        return lines
+
+
+def predict(
+    run: str,
+    input: str,
+    output: str,
+    top_k: int | None = None,
+    checkpoint: str | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Summary:
+    """Classify every picture in `input` (a folder, zip, tar, list of paths, or one picture) into the table `output` (.csv or .parquet).
+
+    One row a picture, in the order of names, or of the list. `top_k` None = 5, or all classes if there are fewer. `checkpoint`: last or
+    best, None = the run's own choice. `num_workers` processes decode; None = one for each processor up to 8, and none for a few hundred
+    pictures. What cannot be read is named in the table and at the end.
+    """
+    place = Path(output)
+    check_output(place, SUFFIXES, overwrite)
+    check_table(place)
+    trained = trained_run(run, checkpoint)
+    names = trained.classes.names
+    if top_k is not None and not 1 <= top_k <= len(names):
+        raise UserError(f"top_k={top_k}: expected 1 to {len(names)}, the number of classes of {run}")
+    if batch_size < 1 or (num_workers or 0) < 0:
+        raise UserError(f"batch_size={batch_size}, num_workers={num_workers}: expected at least 1 picture and no fewer than 0 processes")
+    top_k = top_k or min(5, len(names))
+    trained.net.to(chosen := chosen_device(device))
+    store, listed, skipped = pictures_of(Path(input))
+    if not listed:
+        raise UserError(f"input={input}: there are no pictures in it" + (f", only files such as {skipped[0]}" if skipped else ""))
+    files = Paths(listed)
+    left_out = [f"{len(skipped)} files that are no pictures were left out, the first being {skipped[0]}"] if skipped else []
+    del listed, skipped  # up to a million objects
+    if num_workers is None:
+        num_workers = min(MOST_WORKERS, os.cpu_count() or 1) if len(files) > FEW_PICTURES else 0
+
+    order = BatchSampler(SequentialSampler(files), batch_size, drop_last=False)
+    pictures = Squares(store, files, evaluation_crop(trained.source))
+    loader = DataLoader(pictures, batch_size=None, sampler=order, num_workers=num_workers, pin_memory=chosen.type == "cuda")
+    summary, started = Summary(), time.perf_counter()
+    with complete_or_absent(place) as part, table(part, columns(top_k, trained.net.num_experts)) as write, bar() as progress:
+        task = progress.add_task(f"on {chosen}", total=len(files))
+        for images, errors in loader:
+            done = range(summary.pictures, summary.pictures + len(errors))
+            batch = rows([files[place] for place in done], errors, logits_of(trained, images), names, top_k)
+            write(batch)
+            summary.add(batch)
+            progress.advance(task, len(errors))
+    lines = [*summary.lines(time.perf_counter() - started), *left_out, f"table: {output}"]
+    Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    return summary
+
+
+def trained_run(folder: str, checkpoint: str | None) -> Run:
+    """The run in `folder` with the weights of `checkpoint`: last, best, or None for its own choice."""
+    if checkpoint not in (None, "last", "best"):
+        raise UserError(f"checkpoint={checkpoint}: expected last or best")
+    run = load(folder)
+    return run if checkpoint is None else run.load_weights(Path(folder) / "checkpoints" / f"{checkpoint}.ckpt")
+
+
+def logits_of(run: Run, images: Tensor) -> Tensor:
+    """(B, K, C) on the CPU; UserError if they do not fit on the device."""
+    try:
+        return run.predict(images, max(1, len(images)))
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the device has too little memory for {len(images)} pictures at once: lower batch_size") from error
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is an accelerator if there is one, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name}: there is no such device here; expected auto, cpu, or one such as cuda:0") from error
+
+
+def bar() -> Progress:
+    """Pictures done, on a terminal only."""
+    parts = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*parts, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
