@@ -1,0 +1,181 @@
+"""Own pictures in class folders: any sizes, in a folder, a zip or a tar, with or without split folders."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdcs.data.crops import Crop
+from mdcs.data.decode import Decoded, measured
+from mdcs.data.files import Files
+from mdcs.data.splits import DataSource, Listing, Source, Splits, Survey, listed, long_tailed_splits
+from mdcs.data.store import Store, open_store
+from mdcs.data.survey import duplicates, evenly, refusals, survey
+from mdcs.data.tree import Part, class_tree
+from mdcs.errors import UserError
+
+SMALL = 64  # pixels; squares up to this side are kept in memory
+MOST_MEASURED = 50_000  # pictures whose header is read at the start; all of a million would take minutes
+
+
+class Own(NamedTuple):
+    """Somebody's pictures, listed."""
+
+    store: Store
+    names: tuple[str, ...]  # (C)
+    parts: dict[str, Part]  # train, and val and test where there are
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Folder(DataSource):
+    """<class>/<picture>, or train|val|test/<class>/<picture>, in a folder, a zip or a tar, or in the one folder at its top.
+
+    Without a val folder, `val_fraction` of each class is set aside; without a test folder there is no test split. Squares of up to 64
+    pixels are kept in memory: the short side becomes `image_size`, then the centre is taken. Larger ones are cut when they are asked for.
+
+    Before training every picture is read where squares are kept in memory or `on_bad` is skip, else the headers of up to 50,000. What
+    cannot be read is named: `on_bad` = stop refuses to train, skip leaves it out.
+    """
+
+    root: str | None = None
+    image_size: int | Literal["auto"] = "auto"  # auto: from the median short side, 32, 64, 128 or 224
+    val_fraction: float = 0.1
+    subset_seed: int = 0
+    classes: list[str] | None = None  # these only, labelled in this order
+    on_bad: Literal["stop", "skip"] = "stop"
+    shot_groups: Literal["thresholds", "quantiles"] = "thresholds"  # quantiles: about a third of the classes are many, a third few
+    many_above: int = 100
+    few_below: int = 20
+
+    # of ImageNet, as pretrained networks expect
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.image_size != "auto" and self.image_size < 1:
+            raise UserError(f"data.image_size={self.image_size}: expected auto or a number of pixels from 1")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError(f"data.mean={self.mean}, data.std={self.std}: expected three numbers each, those of std above 0")
+
+    def listed(self) -> Own:
+        """The pictures by name, without a look into them."""
+        if self.root is None:
+            raise UserError("data.root is missing: set it to a folder, zip or tar of <class>/<picture>")
+        store = open_store(Path(self.root))
+        tree = class_tree(store)
+        return Own(store, tree.names, tree.parts, tree.notes)
+
+    def survey(self) -> Survey:
+        """From the headers of up to 1,000 training pictures."""
+        own = self.listed()
+        train = own.parts["train"]
+        kept = np.isin(train.labels, [label for label, name in enumerate(own.names) if self.classes is None or name in self.classes])
+        return survey(own.store, train.paths.take(np.flatnonzero(kept)), len(np.unique(train.labels[kept])))
+
+    def splits(self) -> Splits:
+        """List, check and, where they are small, read all pictures."""
+        own = self.listed()
+        size = self.survey().image_size if self.image_size == "auto" else self.image_size
+        source = _source(own)
+        if self.classes is not None:
+            source = source.restricted(list(self.classes))
+        source = self._readable(source, own.store, size)
+        if self.classes is None:
+            source = _with_training_pictures(source)
+        splits = long_tailed_splits(source, source.train_counts(), self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        notes = list(splits.notes)
+        classes = splits.classes
+        if self.shot_groups == "quantiles":
+            many_above, few_below = quantile_thresholds(classes.counts.tolist())
+            classes = replace(classes, many_above=many_above, few_below=few_below)
+            sizes = ", ".join(f"{name} {int(group.sum())}" for name, group in classes.groups.items())
+            notes.append(f"shot groups by quantiles: many above {many_above} pictures, few below {few_below} (classes: {sizes})")
+        notes += duplicates(own.store, {name: pictures.paths for name, pictures in splits.named().items()})
+        return splits._replace(classes=classes, notes=tuple(notes))
+
+    def _readable(self, source: Source, store: Store, size: int) -> Source:
+        """`source` with a way to read its pictures, those that cannot be read belonging to no class."""
+        listings: dict[str, Listing] = {}
+        bad: dict[str, str] = {}
+        total = 0
+        for split, listing in (("train", source.train), ("val", source.val), ("test", source.test)):
+            if listing is not None:
+                listings[split], refused = _checked(listing, store, size, self.on_bad)
+                bad |= {listing.paths[position]: reason for position, reason in refused.items()}
+                total += int((listing.labels >= 0).sum())
+        if bad and self.on_bad == "stop":
+            raise UserError(
+                f"{len(bad)} of {total:,} pictures cannot be used: {listed(list(bad.values()), 3)}; "
+                "replace or remove them, or leave them out with data.on_bad=skip"
+            )
+        notes = source.notes
+        if bad:
+            notes += (f"{len(bad)} of {total:,} pictures cannot be read and were left out: {listed(list(bad), 100)}",)
+        return source._replace(train=listings["train"], val=listings.get("val"), test=listings.get("test"), notes=notes)
+
+
+def quantile_thresholds(counts: Sequence[int]) -> tuple[int, int]:
+    """(many_above, few_below) such that the shares of many- and few-shot classes are as near to a third as ties allow.
+
+    Classes with equal counts stay together; where all are equal, all are medium.
+    """
+    third = len(counts) / 3
+    values = sorted(set(counts))
+    least_of_many = min([values[-1] + 1, *values], key=lambda value: abs(sum(count >= value for count in counts) - third))
+    most_of_few = min([values[0] - 1, *values], key=lambda value: abs(sum(count <= value for count in counts) - third))
+    return least_of_many - 1, most_of_few + 1
+
+
+def _source(own: Own) -> Source:
+    def unread(positions: np.ndarray) -> Tensor:
+        raise AssertionError("pictures are checked before they are read")
+
+    listings = {split: Listing(part.labels, part.paths, unread, part.meta) for split, part in own.parts.items()}
+    return Source(own.names, listings["train"], listings.get("test"), own.notes, listings.get("val"))
+
+
+def _checked(listing: Listing, store: Store, size: int, on_bad: str) -> tuple[Listing, dict[int, str]]:
+    """The listing with its `read`, and why pictures cannot be read, by position."""
+    picture = Decoded(store, listing.paths)
+    chosen = np.flatnonzero(listing.labels >= 0)
+    if size > SMALL:
+        if on_bad == "skip":
+            bad = refusals(picture, chosen, "decoding every picture once")
+        else:
+            some = chosen[evenly(len(chosen), MOST_MEASURED)]
+            bad = refusals(lambda position: measured(store, listing.paths[position]), some, "reading headers")
+
+        def read(positions: np.ndarray) -> Tensor | Files:
+            return Files(picture, positions, Crop(size))
+    else:
+        row_of = np.full(len(listing.labels), -1, dtype=np.int64)
+        row_of[chosen] = np.arange(len(chosen))
+        squares_N3HW = torch.empty((len(chosen), 3, size, size), dtype=torch.uint8)
+        crop = Crop(size, resize=size)
+
+        def keep(position: int) -> None:
+            squares_N3HW[row_of[position]] = torch.from_numpy(crop.plain(picture(position)))
+
+        bad = refusals(keep, chosen, "reading pictures")
+
+        def read(positions: np.ndarray) -> Tensor | Files:
+            return squares_N3HW[row_of[positions]]
+
+    labels = listing.labels.copy()
+    labels[list(bad)] = -1
+    return listing._replace(labels=labels, read=read), bad
+
+
+def _with_training_pictures(source: Source) -> Source:
+    """The classes that can be learned, and a note on the others."""
+    counts = np.bincount(source.train.labels[source.train.labels >= 0], minlength=len(source.names))
+    absent = [name for name, count in zip(source.names, counts, strict=True) if not count]
+    if not absent or not counts.any():
+        return source
+    note = f"{len(absent)} classes have no training picture and were left out, with what they have elsewhere: {listed(absent)}"
+    return source.restricted([name for name in source.names if name not in set(absent)])._replace(notes=(*source.notes, note))
