@@ -1,82 +1,31 @@
-"""Splits to batches: the order of pictures in an epoch, how ranks share it, and Lightning's data module around it."""
+"""Splits to batches: Lightning's data module and the loaders in it."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from mdcs.data.files import Files
+from mdcs.data.order import EpochOrder, Request, Resampling
 from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
-from mdcs.randomness import generator
 from mdcs.types import Batch
 
-
-class Request(NamedTuple):
-    """What one step of one rank takes, so that a worker needs to know nothing else."""
-
-    index: list[int]  # type: ignore[assignment]  # positions in the split; hides tuple.index, which nobody calls
-    draw: list[int]  # rows of the epoch's random numbers
-    epoch: int
-
-
-class EpochOrder(Sampler[Request]):
-    """For each step of one rank, the positions in the split that it takes.
-
-    A global batch of `batch_size` consecutive pictures of the epoch's order is cut into `world_size` contiguous parts whose sizes differ by
-    at most one; the last, partial batch likewise. The order is a function of (`seed`, epoch): all ranks share it, whatever their number.
-    With `shuffle` a last batch of fewer pictures than ranks is dropped, since a rank without pictures cannot take a training step.
-    Without it nothing is dropped and the order is that of the split; then a rank's part may be empty, so that all ranks make as many steps.
-    """
-
-    def __init__(self, num_pictures: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True) -> None:
-        self.num_pictures = num_pictures
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, with 0 for the first, on what is the `sampler` of a loader."""
-        self.epoch = epoch
-
-    @property
-    def dropped(self) -> int:
-        """Pictures left out of each epoch."""
-        rest = self.num_pictures % self.batch_size
-        return rest if self.shuffle and rest < self.world_size else 0
-
-    def __len__(self) -> int:
-        """Steps of an epoch, the same on every rank."""
-        return -(-(self.num_pictures - self.dropped) // self.batch_size)
-
-    def rows(self, step: int) -> int:
-        """Pictures that all ranks together take in `step` = 0, 1, ..."""
-        return min(self.batch_size, self.num_pictures - step * self.batch_size)
-
-    def __iter__(self) -> Iterator[Request]:
-        if self.shuffle:
-            order = torch.randperm(self.num_pictures, generator=generator(self.seed, "order", self.epoch))
-        else:
-            order = torch.arange(self.num_pictures)
-        for step in range(len(self)):
-            start, rows = step * self.batch_size, self.rows(step)
-            share = order[start + rows * self.rank // self.world_size : start + rows * (self.rank + 1) // self.world_size].tolist()
-            yield Request(share, share, self.epoch)
+MOST_PIXELS = 128 * 224 * 224  # of a batch in evaluation: bounds the memory that its activations take
 
 
 class PictureBatches(Dataset[Batch]):
     """A split that answers a `Request` with a whole `Batch`: one gather, or one decoded picture after the other.
 
-    `num_views` random crops of each picture are made where pictures are decoded; None = each as evaluation sees it.
+    `num_views` random crops of each picture are made where pictures are decoded; None = each as evaluation sees it. In a worker a UserError
+    is answered, not raised: torch would put a traceback into its one line.
     """
 
     def __init__(self, pictures: Pictures, seed: int = 0, num_views: int | None = None) -> None:
-        self.pictures = pictures
+        self.pictures = pictures._replace(paths=())  # workers need no second copy of them
         self.seed = seed
         self.num_views = num_views
 
@@ -84,6 +33,14 @@ class PictureBatches(Dataset[Batch]):
         return len(self.pictures.labels)
 
     def __getitem__(self, request: Request) -> Batch:
+        try:
+            return self._batch(request)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # type: ignore[return-value]  # `Batches` raises it
+
+    def _batch(self, request: Request) -> Batch:
         index_B, draw_B = (torch.tensor(rows, dtype=torch.int64) for rows in request[:2])  # the dtype matters for an empty list
         images, labels, meta = self.pictures.images, self.pictures.labels, self.pictures.meta
         if isinstance(images, Tensor) or self.num_views is None:
@@ -91,6 +48,26 @@ class PictureBatches(Dataset[Batch]):
         else:
             images_VB3HW = images.random(index_B, draw_B, request.epoch, self.seed, self.num_views)
         return Batch(images_VB3HW, labels[index_B], index_B, None if meta is None else meta[index_B], draw_B)
+
+
+class Batches(DataLoader[Batch]):
+    """Loads what `order` asks for, in the main process or in workers that live as long as the loader."""
+
+    def __init__(self, batches: PictureBatches, order: EpochOrder, num_workers: int) -> None:
+        # batch_size=None: the order yields whole batches, so torch must not batch again
+        pin = num_workers > 0 and torch.cuda.is_available()
+        super().__init__(
+            batches, batch_size=None, sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return map(_raised, super().__iter__())  # workers begin now, not with the first batch that is taken
+
+
+def _raised(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
 
 
 def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1) -> None:
@@ -110,19 +87,40 @@ def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1
 class LongTailData(pl.LightningDataModule):
     """Loaders over `splits`.
 
-    `batch_size` counts pictures per optimiser step, over all devices and accumulated micro-batches; `eval_batch_size` those of one device.
-    `num_views` are those of the loss. Each rank takes its own share here, so the Trainer must be built with
-    `use_distributed_sampler=False`.
+    `batch_size` counts pictures per optimiser step, over all devices and accumulated micro-batches; `eval_batch_size` those of one device,
+    None = 512 or, of large pictures, fewer. `num_views` are those of the loss. `sampler`, `repeats`: see `Resampling`. `crop_scale`,
+    `crop_ratio`: see `Crop`, where pictures are decoded when they are asked for; the others are not cropped here. Each rank takes its own
+    share here, so the Trainer must be built with `use_distributed_sampler=False`.
     """
 
     def __init__(
-        self, splits: Splits, batch_size: int, num_workers: int = 0, seed: int = 0, num_views: int = 1, eval_batch_size: int = 512
+        self,
+        splits: Splits,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        num_views: int = 1,
+        eval_batch_size: int | None = None,
+        sampler: str = "shuffle",
+        repeats: int = 1,
+        crop_scale: Sequence[float] = (0.08, 1.0),
+        crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
     ) -> None:
         super().__init__()
         require_even_share(batch_size, 1)
         if num_workers < 0:
             raise UserError(f"data.num_workers={num_workers}: expected 0 (load in the main process) or more")
-        self.splits = splits
+        train = splits.train
+        if isinstance(train.images, Files):
+            for key, pair in (("crop_scale", crop_scale), ("crop_ratio", crop_ratio)):
+                if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(end, int | float) for end in pair):
+                    raise UserError(f"data.{key}={pair}: expected two numbers, the smallest and the largest")
+            crop = replace(train.images.crop, scale=(crop_scale[0], crop_scale[1]), ratio=(crop_ratio[0], crop_ratio[1]))
+            train = train._replace(images=Files(train.images.picture, train.images.positions, crop))
+        if eval_batch_size is None:
+            eval_batch_size = min(512, max(1, MOST_PIXELS // (train.images.shape[2] * train.images.shape[3])))
+        self.splits = splits._replace(train=train)
+        self.resampling = Resampling(train.labels, sampler, repeats, seed)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -135,10 +133,10 @@ class LongTailData(pl.LightningDataModule):
         micro = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         require_even_share(self.batch_size, world_size, micro)
         train = self.splits.train
-        order = EpochOrder(len(train.labels), self.batch_size // micro, self.seed, rank, world_size)
+        order = EpochOrder(len(train.labels), self.batch_size // micro, self.seed, rank, world_size, resampling=self.resampling)
         if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return self._loader(PictureBatches(train, self.seed, self.num_views), order)
+        return Batches(PictureBatches(train, self.seed, self.num_views), order, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """This rank's share of the validation split, or an empty list.
@@ -154,11 +152,7 @@ class LongTailData(pl.LightningDataModule):
             there = ", ".join(splits)
             raise UserError(f"split={split}: this dataset has {there}" + ("; data.val_fraction=0.1 makes one" if split == "val" else ""))
         order = EpochOrder(len(pictures.labels), self.eval_batch_size * world_size, self.seed, rank, world_size, shuffle=False)
-        return self._loader(PictureBatches(pictures), order)
-
-    def _loader(self, batches: PictureBatches, order: EpochOrder) -> DataLoader[Batch]:
-        # batch_size=None: the order yields whole batches, so torch must not batch again
-        return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
+        return Batches(PictureBatches(pictures), order, self.num_workers)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
