@@ -6,30 +6,51 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from mdcs.build import LOADER_KEYS, Run, build, load
 from mdcs.config import absolute, read_yaml
 from mdcs.errors import UserError
-from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.evaluation.agnostic import agnostic
+from mdcs.evaluation.predictions import Predictions, classes_from_json, read_views
 from mdcs.evaluation.scores import scores
+from mdcs.evaluation.shift import log_prior
+from mdcs.instantiate import instantiate, resolve
 from mdcs.predict import predict_split
 from mdcs.training.checkpoint import write_durably
-from mdcs.types import Classes
+from mdcs.types import Classes, Loss
 
 # What scores.json says of the trained model rather than of the training or the test.
 OF_THE_MODEL = ("parameters", "macs_per_picture", "views", "train_pictures", "seed", "git_commit")
 
+METHODS = {
+    "average": "mean of experts",
+    "known_prior": "prior known",
+    "em": "prior by EM",
+    "bbse": "prior by BBSE",
+    "agreement": "SADE weights",
+}
+
 log = logging.getLogger("mdcs")
 
 
-def evaluate(run: str, split: str = "test", checkpoint: str | None = None, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str,
+    split: str = "test",
+    checkpoint: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    logit_adjustment: float = 0.0,
+) -> dict[str, Any]:
     """Scores of the run folder `run`, written there and printed.
 
     From the stored predictions of `split` if there are any; from a checkpoint if one is named (last, or best on validation), if there are
     none, or if `data` names settings of the dataset to replace (for example its root). The run's own scores.json and predictions are
     replaced only by its own split and checkpoint; others are written beside them, under names that say what they are.
+    `logit_adjustment` = τ scores z − τ log π instead (arXiv:2007.07314, Eq. 9), π the training prior: for a network trained by plain
+    cross-entropy, which has not seen π in its loss.
     """
     folder, data = Path(run), {key: value for key, value in (data or {}).items() if key not in LOADER_KEYS}
     if not (folder / "config.yaml").exists():
@@ -47,7 +68,10 @@ def evaluate(run: str, split: str = "test", checkpoint: str | None = None, data:
         trained = with_weights(folder, cfg, used, data)
         predict_split(trained, split, place)
         facts["checkpoint_epoch"] = trained.epoch
-    return write_scores(folder, classes_from_json(folder / "classes.json"), name, used, facts)
+    content = write_scores(folder, classes_from_json(folder / "classes.json"), name, used, facts, logit_adjustment)
+    if "agnostic" in content:
+        screen().print(agnostic_table(content["agnostic"]))
+    return content
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
@@ -61,12 +85,26 @@ def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Ma
     return run.load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
 
 
-def write_scores(folder: Path, classes: Classes, name: str, checkpoint: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def write_scores(
+    folder: Path, classes: Classes, name: str, checkpoint: str, facts: Mapping[str, Any], logit_adjustment: float = 0.0
+) -> dict[str, Any]:
     """Evaluate the stored predictions `name` and write scores.json (scores_<name>.json for others than "test").
 
     `facts` are figures that predictions do not hold (cost, seed, versions); what is not given is kept from the run's scores.json.
+    The temperature is fitted on the run's validation predictions, if there are any and they are not what is scored.
     """
-    values = scores(Predictions.read(folder / "predictions" / name), classes)
+    place = folder / "predictions" / name
+    predictions, val_place = Predictions.read(place), place.with_name("val" + name.removeprefix("test").removesuffix("_other_data"))
+    validation = Predictions.read(val_place) if name.startswith("test") and val_place.exists() else None
+    if logit_adjustment:
+        values = scores(predictions, classes, validation, -logit_adjustment * log_prior(classes.prior).where(classes.counts > 0, 0))
+        values["logit_adjustment"] = logit_adjustment
+        name = f"{name}_adjusted_{logit_adjustment:g}"
+    else:
+        values = scores(predictions, classes, validation)
+        implied, implied_C = implied_prior(read_yaml(folder / "config.yaml")["loss"], classes, values["num_experts"])
+        sets = agnostic(predictions, classes, implied_C, validation, read_views(place))
+        values["agnostic"] = {"implied_prior": implied, "class_order": "training pictures", "sets": sets}
     main = folder / "scores.json"
     place = main if name == "test" else folder / f"scores_{name}.json"
     known, own = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in (main, place))
@@ -76,6 +114,26 @@ def write_scores(folder: Path, classes: Classes, name: str, checkpoint: str, fac
     write_durably(place, json.dumps(content, indent=1, ensure_ascii=False))
     show(content, folder)
     return content
+
+
+def implied_prior(node: Mapping[str, Any], classes: Classes, num_experts: int) -> tuple[str, Tensor]:
+    """In words and as (C,): the class prior q that the mean of the raw logits implies after training with the loss `node`.
+
+    A loss that adds b_k to the logits of expert k leaves z̄ = log p(x|y) + log π − mean_k b_k + const, so q ∝ exp(log π − mean_k b_k):
+    uniform for MDCS, balanced softmax and BalPoE, π for plain cross-entropy. Of losses that add nothing it is taken to be π, whatever
+    their weights and margins.
+    """
+    cls = resolve(node.get("_target_"), Loss, "loss")
+    log_prior_C = log_prior(classes.prior)
+    if hasattr(cls, "bias"):
+        loss: Any = instantiate(node, Loss, "loss", classes=classes, num_experts=num_experts)
+        log_prior_C = log_prior_C - loss.bias(torch.float64).mean(0)
+    trained_C = classes.counts > 0
+    implied_C = log_prior_C.masked_fill(~trained_C, -torch.inf).softmax(0)
+    for words, prior_C in {"uniform": trained_C / trained_C.sum(), "training": classes.prior}.items():
+        if torch.allclose(implied_C, prior_C.double(), atol=1e-6):
+            return words if hasattr(cls, "bias") else f"{words} (assumed)", implied_C
+    return "between uniform and training, or beyond", implied_C
 
 
 def show(content: Mapping[str, Any], folder: Path) -> None:
@@ -90,7 +148,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     rows = {"ensemble": content} | {f"expert {k}": expert for k, expert in enumerate(content["experts"], 1)}
     for name, row in rows.items():
         table.add_row(name, *("n/a" if row[key] is None else f"{100 * row[key]:.1f}" for key in keys))
-    console = Console(width=None if Console().is_terminal else 120)
+    console = screen()
     console.print(table)
     if "seed" in content:
         words = {
@@ -108,3 +166,27 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             words |= {"peak memory": f"{content['peak_memory_mib']:,} MiB"}
         console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+def screen() -> Console:
+    """As wide as the terminal; a fixed width in files."""
+    return Console(width=None if Console().is_terminal else 120)
+
+
+def agnostic_table(content: Mapping[str, Any]) -> Table:
+    """Accuracy by test distribution, one column for each way to answer that there is."""
+    caption = (
+        "forward-r: the class most frequent in training is r times as frequent as the rarest; backward-r: the reverse. Class order: "
+        f"number of {content['class_order']}. Prior that the mean of the logits implies: {content['implied_prior']}."
+    )
+    title = "accuracy in % on other test distributions"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold")
+    methods = [method for method in METHODS if any(row[method] is not None for row in content["sets"])]
+    table.add_column("test distribution")
+    for method in methods:
+        table.add_column(METHODS[method], justify="right")
+    for row in content["sets"]:
+        spread = row.get("sd", {})
+        cells = [f"{100 * row[method]:.1f}" + (f" ± {100 * spread[method]:.1f}" if spread else "") for method in methods]
+        table.add_row(row["name"] + (", mean ± s.d. of 10" if spread else ""), *cells)
+    return table

@@ -63,7 +63,7 @@ def adaptive_ece(confidence_N: Tensor, hit_N: Tensor) -> float | None:
     return sum(abs(float(part.sum())) for part in np.array_split(gap_N, NUM_BINS)) / len(gap_N)
 
 
-def fit_temperature(validation: Predictions, classes: Classes) -> float:
+def fit_temperature(validation: Predictions, classes: Classes, offset_C: Tensor | None = None) -> float:
     """The T that minimises the mean of −log softmax(z̄/T)_y over labelled pictures, z̄ = mean_k z_k (arXiv:1706.04599, section 4.2).
 
     The mean is convex in β = 1/T. Newton's steps on β, with derivative E_p[z] − z_y and curvature Var_p[z], are kept between the bounds
@@ -74,7 +74,7 @@ def fit_temperature(validation: Predictions, classes: Classes) -> float:
     beta = 1.0
     for _ in range(50):
         slope = curvature = 0.0
-        for rows, logits_NKC in validation.chunks(classes):
+        for rows, logits_NKC in validation.chunks(classes, offset_C):
             logits_NC = combine(logits_NKC)
             probs_NC = (beta * logits_NC).softmax(-1)
             mean_N = (probs_NC * logits_NC).sum(-1)

@@ -40,14 +40,19 @@ class Predictions(NamedTuple):
         labels, index = np.load(folder / "labels.npy"), np.load(folder / "index.npy")
         return Predictions(np.load(folder / "logits.npy", mmap_mode="r"), labels, index, paths)
 
-    def chunks(self, classes: Classes) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Which pictures, and their logits (n, K, C) in float32, a few at a time; classes without training pictures at UNTRAINED."""
+    def chunks(self, classes: Classes, offset_C: torch.Tensor | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Which pictures, and their logits (n, K, C) in float32, a few at a time; classes without training pictures at UNTRAINED.
+
+        `offset` (C,) is added to all of them.
+        """
         num_pictures, num_experts, num_classes = self.logits.shape
         untrained_C = classes.counts == 0
         step = max(1, CHUNK // (num_experts * num_classes))
         for start in range(0, num_pictures, step):
             rows = slice(start, min(start + step, num_pictures))
             logits_NKC = torch.from_numpy(np.array(self.logits[rows])).float()
+            if offset_C is not None:
+                logits_NKC += offset_C.to(logits_NKC)
             if untrained_C.any():
                 logits_NKC[..., untrained_C] = UNTRAINED
             yield rows, logits_NKC

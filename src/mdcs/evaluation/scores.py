@@ -16,10 +16,13 @@ from mdcs.types import Classes
 WORST_PAIRS = 20
 
 
-def scores(predictions: Predictions, classes: Classes, validation: Predictions | None = None) -> dict[str, Any]:
+def scores(
+    predictions: Predictions, classes: Classes, validation: Predictions | None = None, offset_C: Tensor | None = None
+) -> dict[str, Any]:
     """Everything in scores.json that follows from predictions (`logits` (N, K, C)) and training counts.
 
-    p = softmax(z̄) with z̄ = mean_k z_k is the ensemble. Nothing here is larger than a chunk of logits or a few numbers a picture.
+    p = softmax(z̄) with z̄ = mean_k z_k is the ensemble; `offset` (C,) is added to all logits before. Nothing here is larger than a chunk of
+    logits or a few numbers a picture.
 
     accuracy            share of pictures that argmax z̄ gets right
     accuracy_many ...   mean recall of the group's classes that have pictures; None for a group without
@@ -34,13 +37,13 @@ def scores(predictions: Predictions, classes: Classes, validation: Predictions |
     ci                  95 % bootstrap intervals over pictures, see `bootstrap_intervals`
     """
     num_pictures, num_experts, num_classes = predictions.logits.shape
-    temperature = fit_temperature(validation, classes) if validation is not None and len(validation.labels) else None
+    temperature = fit_temperature(validation, classes, offset_C) if validation is not None and len(validation.labels) else None
     labels_N = torch.from_numpy(predictions.labels)
     answers_NJ = torch.empty(num_pictures, num_experts + 1, dtype=torch.int64)  # J = 0 is the ensemble, then the experts
     confidence_N = torch.empty(num_pictures)
     calibrations = [CalibrationSums() for _ in range(num_experts + 1)]
     diversity, tempered, nll, brier, tempered_nll = DiversitySums(), CalibrationSums(), 0.0, 0.0, 0.0
-    for rows, logits_NKC in predictions.chunks(classes):
+    for rows, logits_NKC in predictions.chunks(classes, offset_C):
         of_label = labels_N[rows, None]
         mean_NC = combine(logits_NKC)
         log_probs_NKC = logits_NKC.log_softmax(-1)
