@@ -63,8 +63,8 @@ def main() -> None:
         f"# A folder of ten classes, {COUNTS[0]} to {COUNTS[-1]} pictures: n = {len(seeds)} seeds, {first['n']} test pictures",
         "",
         f"`python benchmarks/own_folder.py`, commit {first['git_commit']}, torch {first['versions']['torch']}, {first['device']}, "
-        f"one thread a run, {first['precision']}, {first['epochs']} epochs, 2 views, {first['train_pictures']} training pictures, last epoch. "
-        "Groups: many above 100, few below 20 training pictures.",
+        f"one thread a run, {first['precision']}, {first['epochs']} epochs, 2 views, {first['train_pictures']} training pictures, "
+        "last epoch. Groups: many above 100, few below 20 training pictures.",
         "",
         "| method | " + " | ".join(FIGURES) + " | parameters | seconds |",
         "|---|" + "---|" * (len(FIGURES) + 2),

@@ -87,6 +87,7 @@ def usage(verb: str | None = None) -> str:
 def run_verb(verb: str, words: list[str]) -> None:
     """Dispatch; words that begin with - are Hydra's own flags."""
     log, screen = logging.getLogger("mdcs"), logging.StreamHandler(sys.stderr)
+    log.setLevel(logging.DEBUG)
     screen.setLevel(logging.INFO)
     screen.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(screen)
