@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdcs.augment.mix import Mix
 from mdcs.errors import UserError
 from mdcs.randomness import generator
 from mdcs.types import Batch, Policy, Views
@@ -30,7 +31,8 @@ class Augment(nn.Module):
     neither the rest of the batch, nor its order, nor the rank, nor the number of workers.
 
     `mean`, `std`: of the three channels, pixels in [0, 1]. `num_pictures`: of the split that `batch.index` points into. `downscale`:
-    side of the squares of pixels averaged into one, after the policy.
+    side of the squares of pixels averaged into one, after the policy. The rest are the settings of `mixing`, which acts on the views of a
+    whole batch and is called after this.
     """
 
     def __init__(
@@ -42,6 +44,11 @@ class Augment(nn.Module):
         num_pictures: int,
         seed: int = 0,
         downscale: int = 1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_probability: float = 1.0,
+        switch_probability: float = 0.5,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
@@ -57,6 +64,7 @@ class Augment(nn.Module):
         self.num_pictures = num_pictures
         self.seed = seed
         self.downscale = downscale
+        self.mixing = Mix(mixup, cutmix, mix_probability, switch_probability, label_smoothing, seed)
         self._statistics: dict[torch.device, Tensor] = {}
         self._epoch: int | None = None
         self._tables: dict[tuple[str, int, torch.device], Tensor] = {}  # of the current epoch only

@@ -15,13 +15,18 @@ from mdcs.data.module import EpochOrder
 from mdcs.errors import UserError
 from mdcs.models.expert_net import ExpertNet
 from mdcs.randomness import key
+from mdcs.training.ema import AveragedNet
 from mdcs.training.meters import EpochMeans, GroupAccuracy, reset_and_read
+from mdcs.training.sam import SAM
 from mdcs.training.schedule import Schedule
 from mdcs.types import Batch, Classes, Loss, Output, Views
 
 
 class LongTailModule(pl.LightningModule):
-    """Trains `net` with `loss` on the views that `augment` makes. `row` holds the figures of the last epoch, for metrics.csv."""
+    """Trains `net` with `loss` on the views that `augment` makes. `row` holds the figures of the last epoch, for metrics.csv.
+
+    `ema_decay` keeps averaged weights beside those that are trained; `ema_evaluate` validates (and a run predicts) with them.
+    """
 
     def __init__(
         self,
@@ -32,8 +37,21 @@ class LongTailModule(pl.LightningModule):
         optimiser: Callable[[Iterable[Any]], Optimizer],
         schedule: Schedule,
         seed: int,
+        ema_decay: float | None = None,
+        ema_evaluate: bool = False,
     ) -> None:
         super().__init__()
+        self.ema_teacher = getattr(loss, "ema_teacher", False)
+        if ema_decay is None and (self.ema_teacher or ema_evaluate):
+            asking = "loss.teacher=ema" if self.ema_teacher else "optim.ema_evaluate=true"
+            raise UserError(f"{asking} needs averaged weights: set optim.ema_decay, for example 0.999")
+        if augment.mixing.mixes and getattr(loss, "confident_only", False):
+            raise UserError(
+                "loss.confident_only=true with augment.mixup or augment.cutmix: a mixed picture has no one class to be right about; "
+                "set loss.confident_only=false"
+            )
+        self.ema = None if ema_decay is None else AveragedNet(net, ema_decay)
+        self.ema_evaluate = ema_evaluate
         self.net = net
         self.loss = loss
         self.augment = augment
@@ -61,9 +79,16 @@ class LongTailModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         optimiser = self.optimiser(self.net.parameters())
+        if isinstance(optimiser, SAM) and self.trainer.accumulate_grad_batches > 1:
+            raise UserError("trainer.accumulate_grad_batches cannot be combined with SAM, whose second gradient is of one batch")
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
         return optimiser
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        if self.ema is not None:
+            self.ema.update(self.net, self.trainer.global_step)
 
     def on_train_epoch_start(self) -> None:
         factor = self.schedule.factor(self.current_epoch + 1)
@@ -78,13 +103,16 @@ class LongTailModule(pl.LightningModule):
         exact = torch.autocast(self.device.type, enabled=False)
         with exact:
             views: Views = self.augment(batch, self.loss.views, self.num_classes, self.current_epoch, self.dtype_of_net)
+            views = self.augment.mixing(views, self.current_epoch, step)
         num_views, rows = views.images.shape[:2]
         meta_NM = None if views.meta is None else views.meta.repeat(num_views, 1)
         out = self.net(views.images.flatten(0, 1), meta_NM)
         out = Output(*(x.unflatten(0, (num_views, rows)) for x in out))
+        taught = {"ema_logits": self.ema(views.images[0], views.meta).logits} if self.ema is not None and self.ema_teacher else {}
         with exact:
-            parts = self.loss(out, views, self.current_epoch + 1)
-            self.means.update(parts, out.logits.detach(), views.targets.argmax(-1))
+            parts = self.loss(out, views, self.current_epoch + 1, **taught)
+            if not getattr(self.trainer.optimizers[0], "perturbed", False):  # SAM's second pass over the same pictures
+                self.means.update(parts, out.logits.detach(), views.targets.argmax(-1))
         # The gradients of ranks and of accumulated micro-batches are plainly averaged: weigh each by its rows, so that the result is the
         # mean over all pictures of the optimiser step.
         micro = self.trainer.accumulate_grad_batches
@@ -110,7 +138,8 @@ class LongTailModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, step: int) -> None:
         images = self.augment.plain(batch.images[0], self.dtype_of_net)
-        self.accuracy.update(self.net(images, batch.meta).logits, batch.labels)
+        net = self.ema if self.ema is not None and self.ema_evaluate else self.net
+        self.accuracy.update(net(images, batch.meta).logits, batch.labels)
 
     def on_validation_epoch_start(self) -> None:
         self.validation_started = time.perf_counter()
