@@ -12,10 +12,9 @@ from torch import Tensor
 
 from mdcs.data.crops import Crop
 from mdcs.data.decode import decode, rgb
+from mdcs.data.folder import SMALL
 from mdcs.data.splits import DataSource
 from mdcs.errors import UserError
-
-SMALL = 64  # up to this side the short side becomes `image_size`, above it 256/224 of that: as where pictures are read for training
 
 Array = np.ndarray[Any, Any]
 Picture = str | PathLike[str] | Image.Image | Array
@@ -23,7 +22,7 @@ Images = Tensor | Array | Picture | Sequence[Picture]
 
 
 def evaluation_crop(source: DataSource) -> Crop:
-    """How a picture of any size becomes what the network of a run on `source` sees."""
+    """How a picture of any size becomes what the network of a run on `source` sees: as in the source's own evaluation."""
     size, resize = source.image_size, getattr(source, "resize", None)
     if not isinstance(size, int):
         raise UserError(f"data.image_size={size}: the run does not say how large its pictures are; write their side in its config.yaml")
@@ -43,9 +42,7 @@ def batches(images: Images, source: DataSource, batch_size: int) -> Iterator[Ten
     else:
         for start in range(0, len(images), batch_size):
             part = images[start : start + batch_size]
-            yield (
-                part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-            )  # a copy, as a memory map may be read-only
+            yield (part if isinstance(part, Tensor) else torch.from_numpy(np.array(part)))  # a copy, as a memory map may be read-only
 
 
 def squares(pictures: Sequence[Picture], crop: Crop) -> Tensor:
