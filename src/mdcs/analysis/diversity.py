@@ -129,12 +129,12 @@ def diversity_of(predictions: Predictions, classes: Classes) -> DiversitySums:
     return sums
 
 
-def linear_cka(features_NKD: NDArray[Any]) -> list[list[float]]:
+def linear_cka(features_NKD: NDArray[Any]) -> list[list[float | None]]:
     """(K, K) similarity of the experts' features, from 0 to 1, by linear centred kernel alignment (arXiv:1905.00414, section 3).
 
         CKA(X, Y) = ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)   with columns centred, Frobenius norms
 
-    It does not change when an expert's features are rotated or scaled. NaN for features that do not vary. `features` may be memory-mapped:
+    It does not change when an expert's features are rotated or scaled. None for features that do not vary. `features` may be memory-mapped:
     two walks, in chunks; K² D² numbers are kept.
     """
     num_pictures, num_experts, num_features = features_NKD.shape
@@ -149,7 +149,7 @@ def linear_cka(features_NKD: NDArray[Any]) -> list[list[float]]:
                 products[j, k] += centred_NKD[:, j].T @ centred_NKD[:, k]
     squares_KK = (products**2).sum((-2, -1))
     squares_KK = np.triu(squares_KK) + np.triu(squares_KK, 1).T
-    own_K = np.sqrt(np.diag(squares_KK))
-    with np.errstate(invalid="ignore"):
-        similarity_KK: NDArray[np.float64] = squares_KK / np.outer(own_K, own_K)
-    return similarity_KK.tolist()
+    scale_KK = np.sqrt(np.outer(np.diag(squares_KK), np.diag(squares_KK)))
+    return [
+        [float(s / scale) if scale else None for s, scale in zip(*rows, strict=True)] for rows in zip(squares_KK, scale_KK, strict=True)
+    ]

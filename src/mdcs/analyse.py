@@ -1,0 +1,250 @@
+"""Diversity of the experts of runs, and bias and variance over runs: from stored predictions to tables."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows
+from mdcs.analysis.diversity import diversity_of, linear_cka
+from mdcs.config import read_yaml
+from mdcs.errors import UserError
+from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.output import check_output, complete_or_absent
+from mdcs.types import Classes
+
+SHOWN = {"disagreement": 100, "kl": 1, "js": 1, "kappa": 1, "recall_sd": 100, "oracle_gap": 100}  # and what they are multiplied by
+GROUPS = ("all", "many", "medium", "few")
+Rows = list[dict[str, Any]]
+
+
+def analyse(
+    runs: Sequence[str],
+    kind: Literal["diversity", "variance"] = "diversity",
+    split: Literal["train", "val", "test"] = "test",
+    output: str | None = None,
+    overwrite: bool = False,
+) -> Rows:
+    """Tables over the run folders `runs`, from their stored predictions of `split`; printed, and written to `output` (.csv or .json).
+
+    kind=diversity: how the experts of each run differ, by shot group (`DiversitySums.table`).
+    kind=variance: bias and variance over runs on subsets drawn anew (`decompose`). Runs that differ in seed and data.subset_seed only are
+    runs of one method; each method needs at least two, and all must have been tested on the same pictures. To make them:
+    `mdcs train -m 'data.subset_seed=range(20)'`, which on digits-LT and CIFAR-LT leaves the test pictures as they are.
+    """
+    place = None if output is None else Path(output)
+    if place is not None:
+        check_output(place, (".csv", ".json"), overwrite)
+    folders = [run_folder(run) for run in runs]
+    if len(set(folders)) < len(folders) or not folders:
+        raise UserError(f"runs=[{','.join(runs)}]: expected one or more run folders, each once")
+    rows = diversity_rows(folders, split) if kind == "diversity" else variance_rows(folders, split)
+    if place is not None:
+        with complete_or_absent(place) as part:
+            write_table(part, rows)
+        Console().print(f"table: {output}", highlight=False, soft_wrap=True, markup=False)
+    return rows
+
+
+def run_folder(run: str) -> Path:
+    """The folder, if it holds a run."""
+    folder = Path(run)
+    if not (folder / "config.yaml").exists() or not (folder / "classes.json").exists():
+        raise UserError(f"runs: {run} is not a run folder, it has no config.yaml with classes.json beside it")
+    return folder.resolve()
+
+
+def stored_predictions(folder: Path, split: str) -> Predictions:
+    """Refused with what to do where there are none."""
+    place = folder / "predictions" / split
+    if not place.exists():
+        raise UserError(f"{folder} has no predictions of its {split} split: `mdcs evaluate run={folder} split={split}` makes them")
+    return Predictions.read(place)
+
+
+def diversity_rows(folders: Sequence[Path], split: str) -> Rows:
+    """One row a run and group."""
+    rows: Rows = []
+    for folder in folders:
+        classes, predictions = classes_from_json(folder / "classes.json"), stored_predictions(folder, split)
+        table = diversity_of(predictions, classes).table()
+        features = folder / "predictions" / split / "features.npy"
+        cka = {"cka": linear_cka(np.load(features, mmap_mode="r"))} if features.exists() else {}
+        of_group = {"all": {**table, **cka}} | table["groups"]
+        pictures = group_sizes(predictions, classes)
+        for group, values in of_group.items():
+            kept = {key: value for key, value in (values or {}).items() if key != "groups"}
+            rows.append({"run": str(folder), "group": group, "n": pictures[group], **kept})
+        show_diversity(folder, rows[-4:], predictions.logits.shape[1], split)
+    return rows
+
+
+def group_sizes(predictions: Predictions, classes: Classes) -> dict[str, int]:
+    """Pictures of all classes, and of each group's."""
+    sizes = {name: int(group_C.numpy()[predictions.labels].sum()) for name, group_C in classes.groups.items()}
+    return {"all": len(predictions.labels), **sizes}
+
+
+def show_diversity(folder: Path, rows: Rows, num_experts: int, split: str) -> None:
+    """One run's table on the screen."""
+    table = Table(title=f"{folder.name}: K = {num_experts} experts, {split} split", title_justify="left", title_style="bold")
+    titles = (
+        "pictures",
+        "n",
+        "disagreement %",
+        "KL nats",
+        "JS nats",
+        "Cohen's κ",
+        "s.d. of recall %",
+        "oracle gap %",
+        "sole best in classes",
+    )
+    for title in titles:
+        table.add_column(title, justify="left" if title == "pictures" else "right")
+    for row in rows:
+        numbers = ["n/a" if row.get(key) is None else f"{scale * row[key]:.{1 if scale == 100 else 3}f}" for key, scale in SHOWN.items()]
+        table.add_row(row["group"], str(row["n"]), *numbers, " / ".join(map(str, row.get("sole_best") or [])) or "n/a")
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    if num_experts < 2:
+        console.print("a single expert has no diversity", highlight=False)
+    matrices = {"agreement of the experts in %": rows[0].get("agreement"), "CKA of their features in %": rows[0].get("cka")}
+    for name, matrix in matrices.items():
+        if matrix is not None and num_experts > 1:
+            lines = " | ".join(" ".join(f"{100 * value:.1f}" for value in line) for line in matrix)
+            console.print(f"{name}: {lines}", highlight=False, soft_wrap=True)
+
+
+def variance_rows(folders: Sequence[Path], split: str) -> Rows:
+    """One row a method, answerer (ensemble, expert k) and group."""
+    if len(folders) < 2:
+        raise UserError(f"kind=variance: {len(folders)} run, a variance needs at least two that differ in data.subset_seed")
+    configs = {folder: read_yaml(folder / "config.yaml") for folder in folders}
+    classes = same_classes(folders)
+    first, rows = stored_predictions(folders[0], split), Rows()
+    for method, members in by_method(configs).items():
+        if len(members) < 2:
+            raise UserError(
+                f"{members[0]} is the only run of its method ({method}): a variance needs at least two that differ in seed and "
+                "data.subset_seed only"
+            )
+        predictions = [stored_predictions(folder, split) for folder in members]
+        if predictions[0].sha256() != first.sha256():
+            raise UserError(
+                f"{members[0]} was tested on other pictures than {folders[0]} (test_set_sha256 differs): compare runs of one test set"
+            )
+        drawn = varied([configs[folder] for folder in members])
+        sizes = group_sizes(first, classes)
+        known, own = {"method": method, "runs": len(members), "varied": drawn}, Rows()
+        for answerer, values in decompose(predictions, classes).items():
+            for group, table in group_rows(values, first.labels, classes).items():
+                numbers = {name: None if table is None else table[v].tolist() for v, name in enumerate(STATISTICS)}
+                own.append(known | {"of": answerer, "group": group, "n": sizes[group]} | numbers)
+        show_variance(own, split)
+        rows += own
+    return rows
+
+
+def same_classes(folders: Sequence[Path]) -> Classes:
+    """The classes of all runs; refused where names or shot groups differ."""
+    first = classes_from_json(folders[0] / "classes.json")
+    for folder in folders[1:]:
+        other = classes_from_json(folder / "classes.json")
+        if other.names != first.names:
+            raise UserError(f"{folder} has other classes than {folders[0]}: bias and variance are over runs on the same classes")
+        if any((other.groups[name] != first.groups[name]).any() for name in first.groups):
+            raise UserError(f"{folder} has other many-, medium- and few-shot classes than {folders[0]}: their averages cannot be compared")
+    return first
+
+
+def by_method(configs: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Path]]:
+    """Run folders by what their configurations share apart from the seeds, named after what tells the methods apart."""
+    flat = {folder: flattened(config) for folder, config in configs.items()}
+    seeds = {folder: (settings.pop("seed", None), settings.pop("data.subset_seed", None)) for folder, settings in flat.items()}
+    methods: dict[str, list[Path]] = {}
+    for folder, settings in flat.items():
+        methods.setdefault(json.dumps(settings, sort_keys=True), []).append(folder)
+    for members in methods.values():
+        for i, folder in enumerate(members):
+            twin = next((other for other in members[:i] if seeds[other] == seeds[folder]), None)
+            if twin is not None:
+                raise UserError(f"{folder} and {twin} have the same configuration and seeds: runs must be drawn independently")
+    settings_of = [flat[members[0]] for members in methods.values()]
+    return {method_name(settings, settings_of): members for settings, members in zip(settings_of, methods.values(), strict=True)}
+
+
+def flattened(node: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings as one level, keys joined by dots."""
+    if not isinstance(node, Mapping):
+        return {name: node}
+    prefix = f"{name}." if name else ""
+    return {key: value for child, below in node.items() for key, value in flattened(below, f"{prefix}{child}").items()}
+
+
+def method_name(settings: Mapping[str, Any], of_all: Sequence[Mapping[str, Any]]) -> str:
+    """The loss and the number of experts, then what tells it from other methods where these are the same."""
+    main = ("loss._target_", "model.num_experts")
+    alike = [of for of in of_all if all(of.get(key) == settings.get(key) for key in main)]
+    telling = [key for key, value in settings.items() if any(of.get(key, "absent") != value for of in alike)]
+    others = [f"{key}={json.dumps(settings[key])}" for key in telling]
+    return ", ".join([str(settings.get(main[0])).rpartition(".")[2], f"K = {settings.get(main[1])}", *others])
+
+
+def varied(configs: Sequence[Mapping[str, Any]]) -> str:
+    """Which seeds differ among the runs of a method."""
+    names = {"seed": [config["seed"] for config in configs], "data.subset_seed": [config["data"].get("subset_seed") for config in configs]}
+    return " and ".join(name for name, values in names.items() if len(set(values)) > 1)
+
+
+def show_variance(rows: Rows, split: str) -> None:
+    """One method's table on the screen: means, and the interval of the variances."""
+    head = rows[0]
+    table = Table(
+        title=f"{head['method']}: {head['runs']} runs, {head['varied']} drawn anew, {split} split",
+        caption="0-1 in %, KL in nats; [95 % bootstrap interval over pictures, given these runs]",
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
+    for title in ("", "pictures", "n", "error", "bias", "variance", "disagreement", "NLL", "KL bias", "KL variance"):
+        table.add_column(title, justify="left" if title in ("", "pictures") else "right", no_wrap=True)
+    for row in rows:
+        numbers = [
+            in_words(row[name], 1 if name.startswith(("nll", "kl")) else 100, name in ("variance", "kl_variance")) for name in STATISTICS
+        ]
+        table.add_row(row["of"] if row["group"] == GROUPS[0] else "", row["group"], str(row["n"]), *numbers)
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def in_words(value: Sequence[float] | None, scale: int, with_interval: bool) -> str:
+    """A mean, with its interval where asked."""
+    if value is None:
+        return "n/a"
+    digits = 1 if scale == 100 else 3
+    mean, lower, upper = (f"{scale * number:.{digits}f}" for number in value)
+    return f"{mean} [{lower}, {upper}]" if with_interval else mean
+
+
+def write_table(path: Path, rows: Rows) -> None:
+    """JSON as it is; CSV with a column for each mean and bound, and lists as JSON texts."""
+    if path.suffix.lower() == ".json":
+        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        return
+    flat = []
+    for row in rows:
+        cells: dict[str, Any] = {}
+        for name, value in row.items():
+            if name in STATISTICS:
+                cells |= dict(zip((name, f"{name}_lower", f"{name}_upper"), value or [None] * 3, strict=True))
+            else:
+                cells[name] = json.dumps(value) if isinstance(value, list) else value
+        flat.append(cells)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for cells in flat for name in cells)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
