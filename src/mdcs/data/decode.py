@@ -34,9 +34,18 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Jpeg(JpegImagePlugin.JpegImageFile):
+    """Without the search for dots per inch, which warns of damaged EXIF tags; they are common, and nobody asks for it."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
 # The format's class itself rather than Image.open, which warns of large pictures through global state and tries every format there is.
 FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\xff\xd8\xff"), Jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
     (re.compile(rb"GIF8"), GifImagePlugin.GifImageFile),

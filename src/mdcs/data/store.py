@@ -120,10 +120,10 @@ class Archive(Store):
 
     def read(self, name: str, most: int | None = None) -> bytes:
         start, stored, size, method, crc = self._place(name)
-        wanted = stored if most is None else min(stored, most)
+        wanted = stored if most is None else min(stored, most + most // 100 + 64)  # what cannot be deflated grows a little
         try:
             if self.unpacked is not None:
-                return self.unpacked[start : start + wanted]
+                return self.unpacked[start : start + stored][:most]
             with open(self.root, "rb", buffering=0) as file:
                 file.seek(start)
                 if self.is_zip:  # the lengths of name and extra field may differ from those in the central directory
@@ -138,7 +138,7 @@ class Archive(Store):
                 raise ValueError("the archive is damaged here")
         except (OSError, ValueError, zlib.error, MemoryError) as error:
             raise _unreadable(self.root, name, error) from error
-        return content
+        return content[:most]
 
     def size(self, name: str) -> int:
         return self._place(name)[2]

@@ -1,0 +1,262 @@
+"""One set of files in every container gives the same names and bytes; damage and oddities are told in one line."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import pickle
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdcs.data import store as module
+from mdcs.data.store import Store, open_store, pictures_of
+from mdcs.errors import UserError
+
+RANDOM = np.random.RandomState(0)
+FILES = {
+    "Ähre/图片 1.jpg": RANDOM.bytes(5000),
+    "b/c/deep.png": b"x" * 3000,
+    "b/empty.png": b"",
+    "b/notes.txt": b"not a picture",
+    "top.jpg": b"top",
+}
+HIDDEN = {"b/.DS_Store": b"1", "__MACOSX/b/._x.jpg": b"2", ".git/x.jpg": b"3", "b/Thumbs.db": b"4"}
+FOLDERS = ["b", "b/c", "leer", "Ähre"]
+KINDS = ["folder", "stored.zip", "deflated.zip", "plain.tar", "x.tar.gz", "x.tgz", "x.tar.bz2", "x.tar.xz", "named.pictures"]
+PACKED = KINDS[1:]
+
+
+def tar_bytes(files: dict[str, bytes], prefix: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        empty = tarfile.TarInfo(f"{prefix}leer")
+        empty.type = tarfile.DIRTYPE
+        archive.addfile(empty)
+    return buffer.getvalue()
+
+
+def write(folder: Path, kind: str, files: dict[str, bytes]) -> Path:
+    path = folder / f"Größe=1, {kind}"
+    if kind == "folder":
+        (path / "leer").mkdir(parents=True)
+        for name, content in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(content)
+    elif kind.endswith(".zip"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if "deflated" in kind else zipfile.ZIP_STORED) as archive:
+            archive.writestr("leer/", b"")
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        pack = {"gz": gzip.compress, "tgz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}.get(kind.rpartition(".")[2], bytes)
+        path.write_bytes(pack(tar_bytes(files, "./")))  # the form of `tar c .`
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_container_gives_the_same(tmp_path: Path, kind: str) -> None:
+    store = open_store(write(tmp_path, kind, FILES | HIDDEN))
+    files, folders = store.listing()
+    assert list(files) == sorted(FILES) == store.names() and folders == FOLDERS
+    for again in (store, pickle.loads(pickle.dumps(store))):
+        for name, content in FILES.items():
+            assert again.read(name) == content and again.size(name) == len(content)
+            assert again.read(name, 100) == content[:100]
+    with pytest.raises(UserError, match=r"no such\.jpg") as caught:
+        store.read("no such.jpg")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no such\.jpg"):
+        store.size("no such.jpg")
+
+
+@pytest.mark.parametrize("kind", ["folder", "deflated.zip", "plain.tar"])
+def test_threads_read_at_once(tmp_path: Path, kind: str) -> None:
+    files = {f"{number:03}.png": RANDOM.bytes(1000 + number) for number in range(200)}
+    store = open_store(write(tmp_path, kind, files))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(store.read, sorted(files))) == [files[name] for name in sorted(files)]
+
+
+def test_a_forked_process_reads_without_disturbing_its_parent(tmp_path: Path) -> None:
+    store = open_store(write(tmp_path, "plain.tar", FILES))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(store.read(name) == content for name, content in list(FILES.items()) * 50) else 1)
+    assert all(store.read(name) == content for name, content in list(FILES.items()) * 50)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# ---- folders
+
+
+def test_links_are_followed_but_not_round_and_round(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "a").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "1.jpg").write_bytes(b"1")
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "here").symlink_to(root / "a")
+    (root / "b").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)
+    (root / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(root / "a" / "pipe.jpg")  # reading it would wait for ever
+    store = open_store(root)
+    assert store.names() == ["a/gone.jpg", "b/1.jpg"]
+    assert store.read("b/1.jpg") == b"1"
+    with pytest.raises(UserError, match=r"a/gone\.jpg cannot be read \(No such file"):
+        store.read("a/gone.jpg")
+
+
+def test_absolute_names_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    assert open_store(tmp_path / "empty").read(str(tmp_path / "x.jpg")) == b"x"
+
+
+# ---- archives
+
+
+def test_backslashes_and_repeated_members(tmp_path: Path) -> None:
+    path = tmp_path / "windows.zip"
+    with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        for name, content in (("train\\a\\1.jpg", b"1"), ("b/2.jpg", b"old"), ("b/2.jpg", b"new")):
+            archive.writestr(zipfile.ZipInfo(name), content)
+    store = open_store(path)
+    assert store.names() == ["b/2.jpg", "train/a/1.jpg"]
+    assert store.read("b/2.jpg") == b"new" and store.read("train/a/1.jpg") == b"1"
+
+
+def test_links_in_a_tar(tmp_path: Path) -> None:
+    path = tmp_path / "links.tar"
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("a/1.jpg")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"one"))
+        for name, kind, target in (
+            ("b/hard.jpg", tarfile.LNKTYPE, "a/1.jpg"),
+            ("b/soft.jpg", tarfile.SYMTYPE, "../a/1.jpg"),
+            ("b/gone.jpg", tarfile.SYMTYPE, "2.jpg"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    store = open_store(path)
+    assert store.names() == ["a/1.jpg", "b/hard.jpg", "b/soft.jpg"]
+    assert store.read("b/hard.jpg") == store.read("b/soft.jpg") == b"one"
+
+
+def test_a_zip_behind_other_bytes(tmp_path: Path) -> None:
+    path = write(tmp_path, "deflated.zip", FILES)
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    assert open_store(path).read("Ähre/图片 1.jpg") == FILES["Ähre/图片 1.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["stored.zip", "deflated.zip"])
+def test_changed_bytes_in_a_zip_are_noticed(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind, FILES)
+    content = bytearray(path.read_bytes())
+    content[600] ^= 255  # within the first picture
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"图片 1\.jpg cannot be read \("):
+        open_store(path).read("Ähre/图片 1.jpg")
+    assert open_store(path).read("top.jpg") == b"top"
+
+
+def test_encrypted_and_oddly_packed_members(tmp_path: Path) -> None:
+    path = tmp_path / "odd.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"a" * 100, zipfile.ZIP_BZIP2)
+        archive.writestr("b.jpg", b"b" * 100)
+    content = path.read_bytes()
+    encrypted = content.rindex(b"PK\x01\x02") + 8  # the flags of b.jpg in the central directory
+    path.write_bytes(content[:encrypted] + b"\x01" + content[encrypted + 1 :])
+    for name in ("a.jpg", "b.jpg"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read \(it is encrypted.*pack the pictures again"):
+            open_store(path).read(name)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_half_an_archive(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind, {"a.jpg": RANDOM.bytes(40_000), "b.jpg": RANDOM.bytes(40_000)})
+    path.write_bytes(path.read_bytes()[:60_000])
+    with pytest.raises(UserError, match=r"cannot be read as a (zip|tar) of pictures \(.") as caught:
+        open_store(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_container(tmp_path: Path) -> None:
+    other = tmp_path / "other.bin"
+    other.write_bytes(b"hello")
+    with pytest.raises(UserError, match="expected a folder, a zip or a tar of pictures"):
+        open_store(other)
+    with pytest.raises(UserError, match="there is no such folder or file"):
+        open_store(tmp_path / "nowhere")
+    zstandard = tmp_path / "x.tar.zst"
+    zstandard.write_bytes(b"\x28\xb5\x2f\xfd123")
+    with pytest.raises(UserError, match="Zstandard is not supported"):
+        open_store(zstandard)
+
+
+def test_a_compressed_tar_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "x.tar.gz", {"zeros.jpg": bytes(100_000)})
+    monkeypatch.setattr(module, "MOST_IN_MEMORY", 100_000)
+    with pytest.raises(UserError, match=r"unpacks to more than .*make it a \.tar or \.zip"):
+        open_store(path)
+    monkeypatch.setattr(module, "MOST_IN_MEMORY", 200_000)
+    assert open_store(path).size("zeros.jpg") == 100_000
+
+
+# ---- what to predict
+
+
+def listed(path: Path) -> tuple[Store, list[str], list[str]]:
+    store, names, skipped = pictures_of(path)
+    for name in names:
+        store.read(name)
+    return store, names, skipped
+
+
+@pytest.mark.parametrize("kind", ["folder", "stored.zip", "plain.tar"])
+def test_pictures_at_any_depth(tmp_path: Path, kind: str) -> None:
+    _, names, skipped = listed(write(tmp_path, kind, FILES | HIDDEN))
+    assert names == [name for name in sorted(FILES) if not name.endswith(".txt")] and skipped == ["b/notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.txt", b"b/c/deep.png\r\n\r\n top.jpg \r\n"),
+        ("list.txt", "b/c/deep.png\ntop.jpg".encode("utf-16")),
+        ("list.csv", b"path,label\nb/c/deep.png,x\ntop.jpg,y\n"),
+        ("list.csv", b"\xef\xbb\xbflabel;Path\nx;b/c/deep.png\ny;top.jpg\n"),
+        ("list.csv", b"b/c/deep.png\ntop.jpg\n"),
+        ("list.csv", b"picture\nb/c/deep.png\ntop.jpg\n"),
+        ("list.tsv", b'path\twho\n"b/c/deep.png"\tme, you\ntop.jpg\tme\n'),
+    ],
+)
+def test_lists_of_pictures(tmp_path: Path, name: str, content: bytes) -> None:
+    root = write(tmp_path, "folder", FILES)
+    (root / name).write_bytes(content)
+    _, names, skipped = listed(root / name)
+    assert names == ["b/c/deep.png", "top.jpg"] and skipped == []
+
+
+def test_one_picture_absolute_paths_and_empty_lists(tmp_path: Path) -> None:
+    root = write(tmp_path, "folder", FILES)
+    assert listed(root / "Ähre" / "图片 1.jpg")[1] == ["图片 1.jpg"]
+    (tmp_path / "list.txt").write_text(str(root / "top.jpg"))
+    store, names, _ = listed(tmp_path / "list.txt")
+    assert store.read(names[0]) == b"top"
+    (tmp_path / "list.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="lists no pictures"):
+        pictures_of(tmp_path / "list.txt")
