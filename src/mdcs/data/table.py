@@ -73,13 +73,13 @@ class Table(Folder):
         return Own(self._store(file, paths), names, parts, tuple(notes))
 
     def _store(self, file: Path, paths: Sequence[str]) -> Store:
-        """Where the paths lead to pictures: `root`, else the table's folder."""
+        """`root` or the table's folder: where more of the paths lead to files."""
         stores = [open_store(Path(self.root))] if self.root is not None else []
         stores.append(Directory(file.parent))
         some = [paths[row] for row in evenly(len(paths), LOOKED_FOR)]
-        for store in stores:
-            if any(_is_there(store, path) for path in some):
-                return store
+        found = [sum(_is_there(store, path) for path in some) for store in stores]
+        if any(found):
+            return stores[found.index(max(found))]
         looked = " nor ".join(str(store.root) for store in stores)
         raise UserError(f"{file}: its paths, such as {some[0]}, are not in {looked}: set data.root=... to what they are relative to")
 

@@ -105,8 +105,9 @@ def _places(pictures_in: dict[str, list[str]], store: Store) -> tuple[str, dict[
         single = inside or (tops if len(tops) == 1 and not pictures_in.get(base.rstrip("/")) else [])
         if not single or not _tops(pictures_in, f"{base}{single[0]}/"):
             if len(tops) > 1 and all(top.lower() in SPLITS for top in tops):
-                lacking = "no class folders in train/" if any(SPLITS[top.lower()] == "train" for top in tops) else "no train/"
-                raise UserError(f"{store.root}: expected {LAYOUT}, but beside {', '.join(tops)} there is {lacking}")
+                has_train = any(SPLITS[top.lower()] == "train" for top in tops)
+                lacking = "its train/ holds no class folders" if has_train else f"it has {', '.join(tops)} and no train/"
+                raise UserError(f"{store.root}: expected {LAYOUT}, but {lacking}")
             return base, {"train": base}
         base += f"{single[0]}/"
 
