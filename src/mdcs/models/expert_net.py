@@ -1,7 +1,7 @@
 """A backbone that grows K feature vectors per picture, and a classifier for each."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,3 +52,13 @@ class ExpertNet(nn.Module):
     def forward(self, images: Tensor, meta: Tensor | None = None) -> Output:
         features_NKD = self.backbone(images, meta)
         return Output(self.heads(features_NKD), features_NKD)
+
+
+def parameter_groups(net: ExpertNet, lr: float, backbone_lr: float | None = None) -> list[dict[str, Any]]:
+    """Groups for an optimiser: the classifiers learn with `lr`, the backbone with `backbone_lr` (None: the same); frozen weights are out.
+
+    The published Places-LT run has 0.01 for the classifiers and 0.001 for the rest of a pretrained network.
+    """
+    heads, rest = ([weight for weight in part.parameters() if weight.requires_grad] for part in (net.heads, net.backbone))
+    groups = [{"params": heads, "lr": lr}, {"params": rest, "lr": lr if backbone_lr is None else backbone_lr}]
+    return [group for group in groups if group["params"]]
