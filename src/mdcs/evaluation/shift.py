@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mdcs.evaluation.predictions import UNTRAINED
 
-EM_STEPS = 50
-EM_TOLERANCE = 1e-4  # total variation between two steps
+EM_STEPS = 20  # with thousands of classes more only overfit: the likelihood still grows there while the estimate gets no better
+EM_TOLERANCE = 1e-3  # total variation between two steps
 BBSE_MAX_CLASSES = 2048  # a confusion matrix of 32 MiB
 
 Posteriors = Callable[[], Iterator[tuple[slice, Tensor]]]  # each call walks once over pictures, yielding rows and p (n, C)
@@ -38,7 +38,7 @@ def em_prior(posteriors: Posteriors, weights_NJ: Tensor, implied_C: Tensor) -> T
         π ← Σ_i w_i · softmax(log p(c|x_i) + log π_c − log q_c),   from π = q
 
     The sets are weightings of the same pictures: `weights` (N, J), each column of sum 1. `posteriors` p are softmax(z̄), which imply the
-    prior q; the estimate is as good as p is calibrated. At most 50 steps, or until no π moves by more than 1e-4 (total variation).
+    prior q; the estimate is as good as p is calibrated. At most 20 steps, or until no π moves by more than 1e-3 (total variation).
     """
     implied_C = implied_C.float()
     prior_CJ = implied_C[:, None].expand(-1, weights_NJ.shape[1])

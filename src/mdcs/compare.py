@@ -1,0 +1,250 @@
+"""Several finished runs side by side: mean and s.d. over seeds, paired tests, what differs; as CSV, Markdown and LaTeX."""
+
+import csv
+import glob
+import io
+import logging
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from mdcs.errors import UserError
+from mdcs.evaluate import screen
+from mdcs.evaluation.comparison import FinishedRun, Method, grouped
+from mdcs.evaluation.paired import TESTED, chosen, fairness, require_one_test_set, tests
+from mdcs.training.checkpoint import write_durably
+
+METRICS = {"overall": "accuracy", "many": "accuracy_many", "medium": "accuracy_medium", "few": "accuracy_few", "ECE": "ece", "NLL": "nll"}
+
+log = logging.getLogger("mdcs")
+
+
+class Grid(NamedTuple):
+    """A table of words, however it will be drawn."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def compare(runs: list[str], output: str | None = None, reference: str | None = None) -> dict[str, Any]:
+    """Compare finished runs on the same test set; print the tables and write them to the folder `output`.
+
+    `runs` are run folders, folders that hold runs (a sweep), or patterns with * and ?; what a pattern or a folder finds unfinished is left
+    out and said, what is named must be finished. Runs whose configurations differ only by seed are one method. Each method is tested
+    against the one that `reference` names (see `chosen`), and what makes the comparison unfair is noted. Returns what the CSV holds.
+    """
+    found, notes = find_runs([runs] if isinstance(runs, str) else runs)
+    methods, left_out = grouped(found)
+    require_one_test_set(methods)
+    base = chosen(methods, reference, lambda run, name: run.folder.resolve() == Path(name).expanduser().resolve())
+    tested = tests(methods, base)
+    notes += left_out + fairness(methods, base)
+    older = [run.folder for method in methods for run in method.runs if "nll" not in run.scores]
+    notes += [f"{folder}/scores.json has no NLL; `mdcs evaluate run={folder}` adds it" for folder in older]
+    grids = [scores_grid(methods), costs_grid(methods)] + ([tests_grid(tested, base)] if tested else [])
+    for grid in grids:
+        screen().print(drawn(grid))
+    for note in notes:
+        screen().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    rows = [figures(method, next((row for row in tested if row["method"] == method.name), None)) for method in methods]
+    write(Path(output) if output else Path("runs/comparisons") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}", grids, notes, rows)
+    return {"methods": rows, "reference": base.name, "notes": notes}
+
+
+def find_runs(patterns: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
+    """The runs in the order in which they are named, each once, and notes on those that are not finished."""
+    if not patterns:
+        raise UserError("runs=[] names no run: give run folders, folders of runs or patterns, for example 'runs=[runs/a*,runs/b]'")
+    found: dict[Path, FinishedRun] = {}
+    unfinished = []
+    for pattern in patterns:
+        named = Path(pattern).expanduser()
+        if (named / "config.yaml").exists():
+            found.setdefault(named.resolve(), FinishedRun.read(named))
+            continue
+        places = [named] if named.exists() else [Path(place) for place in glob.glob(str(named))]
+        if not places:
+            raise UserError(f"runs: nothing is named {pattern}, or matches it")
+        folders = [file.parent for place in places for file in place.rglob("config.yaml")]
+        if not folders:
+            raise UserError(f"runs: {pattern} is no run folder and holds none")
+        finished = [folder for folder in folders if (folder / "scores.json").exists()]
+        unfinished += [folder for folder in folders if folder not in finished]
+        for folder in sorted(finished, key=in_reading_order):
+            found.setdefault(folder.resolve(), FinishedRun.read(folder))
+    if not found:
+        raise UserError(
+            f"runs: none of the {len(unfinished)} runs has finished; `mdcs train resume={unfinished[0]}` goes on with the first"
+        )
+    return list(found.values()), [f"{folder} has not finished and is left out" for folder in unfinished]
+
+
+def in_reading_order(folder: Path) -> list[tuple[int, str]]:
+    """Sorts sweep/2 before sweep/10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(folder))]
+
+
+def figures(method: Method, tested: dict[str, Any] | None) -> dict[str, Any]:
+    """One row of compare.csv: accuracies and ECE as fractions, differences to the reference likewise."""
+    row: dict[str, Any] = {"method": method.name, "n": len(method.runs), "repeated": method.repeated}
+    for key in METRICS.values():
+        mean, spread = mean_and_sd(method.values(key))
+        row |= {key: mean, f"{key}_sd": spread}
+    for key in ("num_experts", "parameters", "macs_per_picture", "train_pictures", "epochs", "views", "checkpoint"):
+        row[key] = method.fact(key)
+    row |= {"augmentation": method.augmentation, "wall_seconds": method.seconds, "pairs": tested and tested["pairs"]}
+    for key in (*TESTED, "pictures"):
+        test = (tested or {}).get(key) or {}
+        low, high = test.get("interval") or (None, None)
+        row |= {f"{key}_difference": test.get("mean"), f"{key}_low": low, f"{key}_high": high}
+        row |= {f"{key}_p": test.get("p"), f"{key}_p_holm": test.get("p_holm")}
+    return row | {"runs": " ".join(str(run.folder) for run in method.runs)}
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation with n − 1; None for what the number of values does not allow."""
+    if not values:
+        return None, None
+    mean = sum(values) / len(values)
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
+
+
+def scores_grid(methods: Sequence[Method]) -> Grid:
+    """Accuracy and ECE in %, NLL in nats."""
+    n = methods[0].fact("n")
+    title = f"accuracy and ECE in %, NLL in nats, {methods[0].fact('split')} split, {n:,} pictures; mean ± s.d. over runs"
+    rows = []
+    for method in methods:
+        cells = [in_words(*mean_and_sd(method.values(key)), scale=1 if key == "nll" else 100) for key in METRICS.values()]
+        rows.append((method.name, str(len(method.runs)), *cells))
+    return Grid(title, ("method", "n", *METRICS), rows)
+
+
+def in_words(mean: float | None, spread: float | None, scale: int) -> str:
+    """ "81.2 ± 0.4"; without ± for a single run, n/a for an empty group."""
+    if mean is None:
+        return "n/a"
+    digits = 1 if scale == 100 else 3
+    return f"{scale * mean:.{digits}f}" + ("" if spread is None else f" ± {scale * spread:.{digits}f}")
+
+
+def costs_grid(methods: Sequence[Method]) -> Grid:
+    """What each method is and costs."""
+
+    def cell(value: Any, form: str = "") -> str:
+        return "n/a" if value is None else format(value, form)
+
+    rows = []
+    for method in methods:
+        macs = method.fact("macs_per_picture")
+        numbers = [cell(method.fact("num_experts")), cell(method.fact("parameters"), ","), cell(macs and macs / 1e6, ",.1f")]
+        numbers += [cell(method.fact("epochs")), cell(method.fact("views")), cell(method.fact("train_pictures"), ",")]
+        rows.append(
+            (method.name, *numbers, method.augmentation, cell(method.fact("checkpoint")), cell(method.seconds, ".1f"), method.repeated)
+        )
+    header = (
+        "method",
+        "K",
+        "parameters",
+        "million MACs",
+        "epochs",
+        "views",
+        "pictures",
+        "augmentation",
+        "epoch taken",
+        "seconds",
+        "drawn anew",
+    )
+    return Grid("what was trained, and its cost (seconds: median over runs)", header, rows)
+
+
+def tests_grid(tested: Sequence[dict[str, Any]], base: Method) -> Grid:
+    """Differences to the reference, in points."""
+    rows = []
+    for row in tested:
+        cells = [difference(row[key], f" {row[key]['signs']}/{row[key]['n']}" if row[key] else "") for key in TESTED]
+        rows.append((row["method"], str(row["pairs"]), *cells, difference(row["pictures"], "")))
+    title = (
+        f"difference to {base.name} in points [95 % interval], p after Holm over the methods. Over seeds: paired t, and how many seeds "
+        "have the sign of the mean. Over pictures: overall accuracy, paired bootstrap (p: McNemar's exact test for a single pair of runs)"
+    )
+    return Grid(title, ("method", "pairs", "overall, seeds", "few, seeds", "ECE, seeds", "overall, pictures"), rows)
+
+
+def difference(test: dict[str, Any] | None, signs: str) -> str:
+    """ "+2.6 [+0.6, +4.7] 5/5 p = 0.021"; without what one pair of runs does not allow."""
+    if test is None:
+        return "n/a"
+    interval = "" if test["interval"] is None else " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in test["interval"]))
+    p = "" if test["p_holm"] is None else " p < 0.001" if test["p_holm"] < 0.001 else f" p = {test['p_holm']:.3f}"
+    return f"{100 * test['mean']:+.1f}{interval}{signs}{p}"
+
+
+def drawn(grid: Grid) -> Table:
+    """For the screen."""
+    table = Table(title=grid.title, title_justify="left", title_style="bold")
+    for column in grid.header:
+        table.add_column(column, justify="left" if column in ("method", "augmentation") else "right", overflow="fold")
+    for row in grid.rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return table
+
+
+def markdown(grid: Grid) -> str:
+    """A Markdown table under its title."""
+    lines = [grid.header, ("---",) * len(grid.header), *grid.rows]
+    return grid.title + "\n\n" + "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def latex(grid: Grid) -> str:
+    """A table with the rules of booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(escaped(cell) for cell in cells) + r" \\"
+
+    body = "\n".join(line(row) for row in grid.rows)
+    columns = "l" + "r" * (len(grid.header) - 1)
+    return (
+        "\\begin{table}\n\\centering\n"
+        f"\\caption{{{escaped(grid.title)}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(grid.header)}\n\\midrule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}\n\\end{table}"
+    )
+
+
+def escaped(text: str) -> str:
+    """Plain text as LaTeX."""
+    special = {
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        "×": r"$\times$",
+    }
+    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+
+
+def write(folder: Path, grids: Sequence[Grid], notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """compare.csv, compare.md and compare.tex in `folder`."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    texts: dict[str, Callable[[], str]] = {
+        "csv": table.getvalue,
+        "md": lambda: "\n\n".join([*map(markdown, grids), *(["\n".join(f"- {note}" for note in notes)] if notes else [])]) + "\n",
+        "tex": lambda: "\n\n".join([*map(latex, grids), *(f"% {note}" for note in notes)]) + "\n",
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in texts.items():
+            write_durably(folder / f"compare.{suffix}", text())
+    except OSError as refusal:
+        raise UserError(f"output={folder}: cannot be written to ({refusal.strerror}); choose another folder") from refusal
+    screen().print(f"tables: {folder}/compare.csv, .md, .tex", highlight=False, soft_wrap=True, markup=False)
