@@ -1,15 +1,21 @@
 """The order of an epoch, its sharing among ranks, and the loaders."""
 
 import itertools
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from mdcs.data.arrays import Digits
-from mdcs.data.module import EpochOrder, LongTailData, require_even_share
-from mdcs.data.splits import Splits
+from mdcs.data.crops import Crop
+from mdcs.data.decode import BadPicture
+from mdcs.data.files import Files
+from mdcs.data.module import LongTailData, PictureBatches, require_even_share
+from mdcs.data.order import EpochOrder, Request
+from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
 from mdcs.types import Batch
 
@@ -164,3 +170,102 @@ def test_lightning_sets_the_epoch(splits: Splits, has_val: bool) -> None:
     expected = [[position for part in steps_of_all_ranks(272, 32, 1, 5, epoch) for position in part[0]] for epoch in range(2)]
     assert recorder.train_index == expected
     assert recorder.val_index == (list(range(33)) * 2 if has_val else [])
+
+
+class Picture:
+    """Stands for decoded files; the picture at `bad` cannot be read."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.bad = bad
+
+    def __call__(self, position: int) -> np.ndarray:
+        if position == self.bad:
+            raise BadPicture(f"{position}.jpg cannot be read as a picture (it is cut short): replace or remove it")
+        return np.random.default_rng(position).integers(0, 256, (40, 50 + position % 7, 3), dtype=np.uint8)
+
+
+def decoded_splits(splits: Splits, picture: Picture) -> Splits:
+    """The same splits with pictures that are decoded when they are asked for."""
+
+    def files(pictures: Pictures) -> Pictures:
+        return pictures._replace(images=Files(picture, pictures.positions.numpy(), Crop(24, 32)))
+
+    assert splits.test is not None
+    return splits._replace(train=files(splits.train), val=None, test=files(splits.test))
+
+
+def epochs(data: LongTailData, rank: int = 0, world_size: int = 1, number: int = 2) -> list[list[Batch]]:
+    data._rank_and_world_size = lambda: (rank, world_size)  # type: ignore[method-assign]
+    loader, batches = data.train_dataloader(), []
+    for epoch in range(number):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches.append(list(loader))
+    return batches
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert all(torch.equal(*pair) for pair in zip(one, other, strict=True) if pair[0] is not None)
+
+
+def test_views_do_not_depend_on_workers(splits: Splits) -> None:
+    lazy = decoded_splits(splits, Picture())
+    here, there = (epochs(LongTailData(lazy, 100, workers, seed=3, num_views=2)) for workers in (0, 2))
+    for batches, others in zip(here, there, strict=True):
+        for one, other in zip(batches, others, strict=True):
+            assert one.images.shape == (2, len(one.labels), 3, 24, 24) and one.images.dtype == torch.uint8
+            assert_same(one, other)
+
+
+def test_what_workers_are_sent_survives_pickling(splits: Splits) -> None:
+    """As where processes are spawned, not forked."""
+    batches = PictureBatches(decoded_splits(splits, Picture()).train, seed=1, num_views=2)
+    request = Request([3, 1], [7, 1], 4)
+    assert_same(pickle.loads(pickle.dumps(batches))[request], batches[request])
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "class_balanced"}, {"sampler": "square_root", "repeats": 2}])
+def test_views_do_not_depend_on_the_number_of_ranks(splits: Splits, settings: dict[str, Any]) -> None:
+    lazy = decoded_splits(splits, Picture())
+    alone = epochs(LongTailData(lazy, 96, num_views=2, **settings))
+    ranks = [epochs(LongTailData(lazy, 96, num_views=2, **settings), rank, 3) for rank in range(3)]
+    for epoch, batches in enumerate(alone):
+        for number, batch in enumerate(batches):
+            parts = [rank[epoch][number] for rank in ranks]
+            assert torch.equal(batch.images, torch.cat([part.images for part in parts], dim=1))
+            for name in ("labels", "index", "draw"):
+                assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts]))
+    if settings:
+        draws = torch.cat([batch.draw for batch in alone[0] if batch.draw is not None])
+        assert torch.equal(draws, torch.arange(len(lazy.train.labels)))
+
+
+def test_copies_of_a_picture_are_cut_differently(splits: Splits) -> None:
+    (batches,) = epochs(LongTailData(decoded_splits(splits, Picture()), 90, repeats=2), number=1)
+    images, index = batches[0].images[0], batches[0].index
+    assert torch.equal(index[::2], index[1::2]) and (images[::2] != images[1::2]).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_picture_is_one_line(splits: Splits, num_workers: int) -> None:
+    bad = int(splits.train.positions[17])
+    data = LongTailData(decoded_splits(splits, Picture(bad)), 50, num_workers)
+    with pytest.raises(BadPicture) as raised:
+        epochs(data, number=1)
+    assert str(raised.value) == f"{bad}.jpg cannot be read as a picture (it is cut short): replace or remove it"
+
+
+def test_crop_settings_reach_training_only(splits: Splits) -> None:
+    data = LongTailData(decoded_splits(splits, Picture()), 50, crop_scale=[0.5, 0.9], crop_ratio=[1, 1])
+    train, test = (part.images for part in (data.splits.train, data.splits.test) if part is not None)
+    assert isinstance(train, Files) and isinstance(test, Files)
+    assert train.crop == Crop(24, 32, (0.5, 0.9), (1, 1)) and test.crop == Crop(24, 32)
+    for key, value in (("crop_scale", [0.5]), ("crop_ratio", 0.5), ("crop_scale", ["a", "b"])):
+        with pytest.raises(UserError, match=rf"^data\.{key}=.*: expected two numbers, the smallest and the largest$"):
+            LongTailData(decoded_splits(splits, Picture()), 50, **{key: value})  # type: ignore[arg-type]
+
+
+def test_large_pictures_are_evaluated_in_smaller_batches(splits: Splits) -> None:
+    lazy = decoded_splits(splits, Picture())
+    large = lazy.train._replace(images=Files(Picture(), lazy.train.positions.numpy(), Crop()))
+    assert LongTailData(splits, 32).eval_batch_size == LongTailData(lazy, 32).eval_batch_size == 512
+    assert LongTailData(lazy._replace(train=large), 32).eval_batch_size == 128

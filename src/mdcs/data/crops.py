@@ -51,13 +51,8 @@ class Crop:
         height, width = picture_HW3.shape[:2]
         if max(height, width) > LONGEST * min(height, width):
             picture_HW3 = _middle(picture_HW3, LONGEST * min(height, width))
-            height, width = picture_HW3.shape[:2]
-        short = self.short_side
-        size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        resized = Image.fromarray(picture_HW3)
-        if size != (width, height):
-            resized = resized.resize(size, Image.Resampling.BILINEAR)
-        left, top = (round((side - self.size) / 2) for side in size)
+        resized = _resized(picture_HW3, self.short_side)
+        left, top = (round((side - self.size) / 2) for side in resized.size)
         return _planes(resized.crop((left, top, left + self.size, top + self.size)))
 
     def random(self, picture_HW3: np.ndarray, uniform_R: np.ndarray) -> np.ndarray:
@@ -67,9 +62,7 @@ class Crop:
         instead of 22: a few values in a hundred differ, by one grey level and without bias. It takes a third of the time.
         """
         left, top, width, height = self.box(picture_HW3.shape[0], picture_HW3.shape[1], uniform_R)
-        box_HW3 = torch.from_numpy(
-            np.array(picture_HW3[top : top + height, left : left + width])
-        )  # a copy, for the picture may be read-only
+        box_HW3 = torch.from_numpy(np.array(picture_HW3[top : top + height, left : left + width]))  # a copy: pictures may be read-only
         size = (self.size, self.size)
         square = F.interpolate(box_HW3.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
         return square[0].contiguous().numpy()
@@ -89,6 +82,24 @@ class Crop:
         elif width / height > self.ratio[1]:
             w = min(width, round(height * self.ratio[1]))
         return (width - w) // 2, (height - h) // 2, w, h
+
+
+def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) with the short side brought to `short_side`; the other is truncated, as in torchvision."""
+    if width <= height:
+        return int(short_side * height / width), short_side
+    return short_side, int(short_side * width / height)
+
+
+def shrunk(picture_HW3: np.ndarray, short_side: int) -> np.ndarray:
+    """The picture with a short side of at most `short_side`: what `Crop.plain` resizes a larger one to."""
+    return np.asarray(_resized(picture_HW3, short_side)) if min(picture_HW3.shape[:2]) > short_side else picture_HW3
+
+
+def _resized(picture_HW3: np.ndarray, short_side: int) -> Image.Image:
+    picture = Image.fromarray(picture_HW3)
+    height, width = resized_shape(picture.height, picture.width, short_side)
+    return picture if (width, height) == picture.size else picture.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _planes(picture: Image.Image) -> np.ndarray:
