@@ -83,7 +83,7 @@ def test_the_file_answers_as_the_run(format: str, folder: Path, tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     out, error = capsys.readouterr()
     assert error == ""
-    assert f"{file}: {format}" in out and "images (B, 3, 8, 8) uint8" in out and "expert_logits (B, 3, 10)" in out
+    assert f"{file}: {format}" in out and "images (B, 3, 8, 8) uint8 RGB" in out and "expert_logits (B, 3, 10)" in out
     content = file.read_bytes()
     for place in (ROOT, Path(torch.__file__).parent, folder):
         assert str(place).encode() not in content, "says where it was made"

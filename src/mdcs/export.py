@@ -226,7 +226,7 @@ def show(classifier: Classifier, format: str, file: Path, difference: float | No
     checked = "not checked: onnxruntime is not installed" if difference is None else f"probabilities within {difference:.0e} of the run's"
     lines = [
         f"{file}: {format}, {file.stat().st_size / 2**20:.1f} MiB; {checked}",
-        f"in:  images (B, 3, {size}, {size}) uint8, RGB: short side resized to {resize} (bilinear, as Pillow does), centre cut out; normalised inside",
+        f"in:  images (B, 3, {size}, {size}) uint8 RGB, short side resized to {resize} (bilinear), centre cut out; normalised inside",
         f"out: probabilities (B, {num_classes}), expert_logits (B, {num_experts}, {num_classes}) float32",
         *(f"  {line}" for line in USE[format].format(file=file.name).splitlines()),
     ]
