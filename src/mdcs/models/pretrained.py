@@ -196,7 +196,7 @@ def published_mdcs(state: Mapping[str, Tensor]) -> ExpertNet:
     # A linear classifier is stored as (C, D), a cosine classifier as (D, C), like ours.
     weight_KDC = torch.stack([head.T if linear else head for head in heads if head is not None])
     with torch.device("meta"):
-        backbone: Backbone = ResNet(**arguments) if "layer4s" in str(list(plain)) else ResNetCifar(**arguments)
+        backbone: Backbone = ResNet(**arguments) if node["_target_"].endswith(".ResNet") else ResNetCifar(**arguments)
         net = ExpertNet(backbone, weight_KDC.shape[2], node["head"])
     ours = {f"backbone.{name}": tensor for name, tensor in plain.items()} | {"heads.weight": weight_KDC}
     if linear:
