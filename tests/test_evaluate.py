@@ -1,6 +1,8 @@
 """From a trained run to scores.json: what the verb adds to the scores, and which prior a loss leaves in the logits."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 import mdcs
 from mdcs.build import Run
-from mdcs.evaluate import evaluate, implied_prior
+from mdcs.evaluate import evaluate, implied_prior, write_scores
 from mdcs.evaluation.predictions import Predictions
 from mdcs.types import Classes
 
@@ -54,6 +56,19 @@ def test_views_that_are_stored_are_used(run: Run) -> None:
     np.save(place / "logits.npy", np.stack([logits, logits + np.float16(0.1)], 1))
     row = evaluate(str(run.folder))["agnostic"]["sets"][0]
     assert 0 < row["agreement"] <= 1 and sum(row["agreement_weights"]) == pytest.approx(1)
+
+
+def test_a_run_without_a_test_split_is_judged_by_validation(run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    shutil.rmtree(folder / "predictions" / "test")
+    for file in folder.glob("scores*.json"):
+        file.unlink()
+    write_scores(folder, run.classes, "val", "last", {"seed": 0, "views": 1, "parameters": 1})  # as training does
+    first = json.loads((folder / "scores.json").read_text())
+    assert first["split"] == "val" and first["temperature"] is None and evaluate(str(folder)) == first
+    assert [file.name for file in folder.glob("scores*.json")] == ["scores.json"]
+    assert evaluate(str(folder), "train")["split"] == "train" and (folder / "scores_train.json").exists()
+    assert json.loads((folder / "scores.json").read_text()) == first
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Scores against what the published test.py logged and against independent libraries; combination, diversity, stored form."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from conftest import golden
+from conftest import ROOT, golden
 from mdcs.analysis.diversity import DiversitySums
 from mdcs.errors import UserError
 from mdcs.evaluation import predictions as predictions_module
@@ -314,3 +316,12 @@ def test_classes_survive_their_file(tmp_path: Path) -> None:
     read = classes_from_json(tmp_path / "classes.json")
     assert read.names == classes.names and torch.equal(read.counts, classes.counts)
     assert (read.many_above, read.few_below) == (20, 3)
+
+
+@pytest.mark.slow
+def test_benchmark_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "evaluation_speed.py", "--quick"], capture_output=True, text=True, check=True
+    )
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 600")]
+    assert [row[4].strip() for row in rows] == ["scores", "test-agnostic"] and all(float(row[6]) < 200 for row in rows)

@@ -191,7 +191,7 @@ def drawn(grid: Grid) -> Table:
     for column in grid.header:
         table.add_column(column, justify="left" if column in ("method", "augmentation") else "right", overflow="fold")
     for row in grid.rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*(cell.replace("[", r"\[").replace(" p ", "\np ") for cell in row))
     return table
 
 

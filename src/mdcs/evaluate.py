@@ -39,13 +39,14 @@ log = logging.getLogger("mdcs")
 
 def evaluate(
     run: str,
-    split: str = "test",
+    split: str | None = None,
     checkpoint: str | None = None,
     data: Mapping[str, Any] | None = None,
     logit_adjustment: float = 0.0,
 ) -> dict[str, Any]:
     """Scores of the run folder `run`, written there and printed.
 
+    `split` is train, val or test; None is the one that the run is judged by: test, or val where the dataset has no test split.
     From the stored predictions of `split` if there are any; from a checkpoint if one is named (last, or best on validation), if there are
     none, or if `data` names settings of the dataset to replace (for example its root). The run's own scores.json and predictions are
     replaced only by its own split and checkpoint; others are written beside them, under names that say what they are.
@@ -56,6 +57,7 @@ def evaluate(
     if not (folder / "config.yaml").exists():
         raise UserError(f"run={run}: not a run folder, it has no config.yaml")
     cfg = read_yaml(folder / "config.yaml")
+    split = split or judged_by(folder)
     if split not in ("train", "val", "test"):
         raise UserError(f"split={split}: expected train, val or test")
     if checkpoint not in (None, "last", "best"):
@@ -85,10 +87,18 @@ def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Ma
     return run.load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
 
 
+def judged_by(folder: Path) -> str:
+    """The split of the run's own scores.json: test, or val where the dataset has no test split."""
+    if (folder / "scores.json").exists():
+        return str(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["split"])
+    has = [split for split in ("test", "val") if (folder / "predictions" / split).exists()]
+    return has[0] if has else "test"
+
+
 def write_scores(
     folder: Path, classes: Classes, name: str, checkpoint: str, facts: Mapping[str, Any], logit_adjustment: float = 0.0
 ) -> dict[str, Any]:
-    """Evaluate the stored predictions `name` and write scores.json (scores_<name>.json for others than "test").
+    """Evaluate the stored predictions `name` and write scores.json (scores_<name>.json for others than those the run is judged by).
 
     `facts` are figures that predictions do not hold (cost, seed, versions); what is not given is kept from the run's scores.json.
     The temperature is fitted on the run's validation predictions, if there are any and they are not what is scored.
@@ -105,10 +115,10 @@ def write_scores(
         implied, implied_C = implied_prior(read_yaml(folder / "config.yaml")["loss"], classes, values["num_experts"])
         sets = agnostic(predictions, classes, implied_C, validation, read_views(place))
         values["agnostic"] = {"implied_prior": implied, "class_order": "training pictures", "sets": sets}
-    main = folder / "scores.json"
-    place = main if name == "test" else folder / f"scores_{name}.json"
+    main, own_name = folder / "scores.json", judged_by(folder)
+    place = main if name == own_name else folder / f"scores_{name}.json"
     known, own = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in (main, place))
-    measured = own | (known if name == "test" else {key: known[key] for key in OF_THE_MODEL if key in known})
+    measured = own | (known if name == own_name else {key: known[key] for key in OF_THE_MODEL if key in known})
     kept = {key: value for key, value in measured.items() if key not in values and key not in ("split", "checkpoint")}
     content = {"split": name.split("_")[0], "checkpoint": checkpoint, **values, **kept, **facts}
     write_durably(place, json.dumps(content, indent=1, ensure_ascii=False))
