@@ -1,4 +1,4 @@
-"""iNaturalist from its JSON files and lists: golden/inaturalist has small files in their formats; what the published reader made of them is below."""
+"""iNaturalist from JSON files and lists: golden/inaturalist has small files in the formats of the real ones."""
 
 import json
 import zipfile

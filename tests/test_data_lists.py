@@ -46,6 +46,10 @@ def places(root: Path, **changes: object) -> Lists:
     return Lists(**{"root": str(root), "dataset": "places_lt", "num_classes": 3, "image_size": 32} | changes)  # type: ignore[arg-type]
 
 
+def lists_of(root: Path) -> dict[str, str]:
+    return {f"{split}_list": str(root / name) for split, name in (("train", TRAIN), ("val", VAL), ("test", TEST))}
+
+
 # Class 2 has three training pictures, classes 0 and 1 two each: the new order is 2, 0, 1.
 SMALL = {
     TRAIN: [
@@ -152,6 +156,14 @@ def test_lists_lie_in_the_root_beside_it_or_where_they_are_said_to(tmp_path: Pat
     assert len(places(root, test_list="mine.txt").splits().test.labels) == 4  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"^data.test_list=other.txt: there is no such file, neither here nor in .*pictures$"):
         places(root, test_list="other.txt").splits()
+
+
+def test_some_classes_keep_their_numbers_in_the_label_map(tmp_path: Path) -> None:
+    splits = places(write(tmp_path, SMALL), classes=["bazaar/indoor", "zen garten 图"]).splits()
+    assert splits.classes.names == ("bazaar/indoor", "zen garten 图") and splits.label_map == (1, 2)
+    assert splits.test is not None and splits.test.labels.tolist() == [0, 1, 1]
+    assert list(splits.test.paths) == ["val_256/2.jpg", "val_256/3.jpg", "val_256/4.jpg"]
+    assert places(tmp_path, dataset="imagenet_lt", **lists_of(tmp_path), classes=["b/bazaar/indoor"]).splits().label_map == (1,)
 
 
 def test_a_zip_of_pictures_with_lists_beside_it(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class INaturalist(DataSource):
     train_list: str | None = None
     test_list: str | None = None
     mini: bool = False
+    classes: list[str] | None = None  # these only, labelled in this order
     val_fraction: float = 0.0
     subset_seed: int = 0
     image_size: int = 224
@@ -71,8 +72,14 @@ class INaturalist(DataSource):
             names = names_by_number(later, self.num_classes) if later is not None else names or other_names
         names = names or other_names or class_names(*train, self.num_classes, above=2)
         source = Source(distinct(names), listing(store, *train, self), listing(store, *test, self))
+        label_map = None
+        if self.classes is not None:
+            number = {name: label for label, name in enumerate(source.names)}
+            source = source.restricted(list(self.classes))
+            label_map = tuple(number[name] for name in source.names)
         counts = source.train_counts()
-        return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        splits = long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        return splits._replace(label_map=label_map)
 
     def _file(self, key: str, given: str | None, name: str, split: str) -> Path:
         standard = [name, LISTS_2018.format(split)] if self.year == 2018 else [name]

@@ -46,6 +46,7 @@ class Lists(DataSource):
     train_list: str | None = None
     val_list: str | None = None
     test_list: str | None = None
+    classes: list[str] | None = None  # these only, labelled in this order
     image_size: int = 224
     many_above: int = 100
     few_below: int = 20
@@ -76,8 +77,12 @@ class Lists(DataSource):
         new_label = np.argsort(order)
         listings = {split: listing(store, paths, new_label[labels], self) for split, (paths, labels) in read.items()}
         source = Source(tuple(names[label] for label in order), listings["train"], listings["test"], notes, listings.get("val"))
+        if self.classes is not None:
+            number = {name: order[label] for label, name in enumerate(source.names)}
+            source = source.restricted(list(self.classes))
+            order = np.array([number[name] for name in source.names])
         splits = long_tailed_splits(source, source.train_counts(), 0, 0.0, self.many_above, self.few_below)
-        return splits._replace(label_map=tuple(order.tolist())) if layout.renumbered else splits
+        return splits._replace(label_map=tuple(order.tolist())) if layout.renumbered or self.classes else splits
 
 
 class Listed(NamedTuple):
