@@ -20,8 +20,8 @@ VERBS = [choice.name for choice in CHOICES if len(choice.parts) == 1]
 
 
 def of_group(group: str) -> list[str]:
-    """The choices of a configuration group, from the files there are."""
-    return [choice.name for choice in CHOICES if choice.parent == Path(group)]
+    """The choices of a configuration group, from the files there are. "auto" stands for one of the others (see recipe.py)."""
+    return [choice.name for choice in CHOICES if choice.parent == Path(group) and choice.name != "auto"]
 
 
 def config(*words: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 
 import mdcs
 from mdcs.build import build
-from mdcs.cli import evaluate_words, train_words
+from mdcs.cli import other_words, train_words
 from mdcs.config import compose, plain
 from mdcs.data.module import LongTailData
 from mdcs.errors import UserError
@@ -83,18 +83,18 @@ def test_scores_follow_from_the_stored_predictions(folder: Path) -> None:
 def test_evaluate_reproduces_the_scores_from_predictions_and_from_the_checkpoint(folder: Path) -> None:
     before = json.loads((folder / "scores.json").read_text())
     (folder / "scores.json").rename(folder / "scores.before.json")
-    evaluate_words([f"run={folder}"])
+    other_words("evaluate", [f"run={folder}"])
     again = json.loads((folder / "scores.json").read_text())
     assert again == {key: before[key] for key in again}
     (folder / "scores.before.json").rename(folder / "scores.json")
-    evaluate_words([f"run={folder}", "checkpoint=last"])
+    other_words("evaluate", [f"run={folder}", "checkpoint=last"])
     assert json.loads((folder / "scores.json").read_text()) == before
 
 
 def test_evaluate_other_splits_and_checkpoints_beside_the_runs_own(folder: Path) -> None:
     before = (folder / "scores.json").read_text()
-    val = evaluate_words([f"run={folder}", "split=val"])
-    best = evaluate_words([f"run={folder}", "checkpoint=best", "split=val"])
+    val = other_words("evaluate", [f"run={folder}", "split=val"])
+    best = other_words("evaluate", [f"run={folder}", "checkpoint=best", "split=val"])
     rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     logged = [float(row[rows[0].index("val/acc")]) for row in rows[1:]]
     assert val["accuracy"] == pytest.approx(logged[-1], abs=1e-6)
@@ -139,7 +139,7 @@ def test_a_longer_run_continues_and_leaves_nothing_of_the_shorter_one(tmp_path: 
     scores = json.loads((folder / "scores.json").read_text())
     assert (short["epochs"], scores["epochs"]) == (1, 3)
     assert [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2", "3"]
-    assert evaluate_words([f"run={folder}"])["accuracy"] == scores["accuracy"] != short["accuracy"]
+    assert other_words("evaluate", [f"run={folder}"])["accuracy"] == scores["accuracy"] != short["accuracy"]
 
 
 def test_pieces_of_a_run_that_max_time_cuts_are_the_whole_run(tmp_path: Path) -> None:

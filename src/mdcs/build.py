@@ -2,7 +2,7 @@
 
 import copy
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,15 +21,19 @@ from mdcs.errors import UserError
 from mdcs.evaluation.combine import combine
 from mdcs.evaluation.predictions import classes_from_json
 from mdcs.instantiate import call, check_arguments, instantiate, resolve, suggestion
-from mdcs.models.expert_net import ExpertNet
+from mdcs.models.expert_net import ExpertNet, parameter_groups
+from mdcs.models.pretrained import load_pretrained
 from mdcs.randomness import keyed_globals
 from mdcs.training.checkpoint import read_checkpoint
 from mdcs.training.module import LongTailModule
 from mdcs.training.schedule import Schedule
 from mdcs.types import Backbone, Classes, Loss
 
-LOADER_KEYS = ("batch_size", "num_workers")
+# What of a group is not the constructor's of its _target_.
+LOADER_KEYS = ("batch_size", "num_workers", "sampler", "repeats", "crop_scale", "crop_ratio")
 SCHEDULE_KEYS = ("schedule", "warmup_epochs", "milestones", "gamma")
+OTHER_OPTIM_KEYS = ("backbone_lr", "ema_decay", "ema_evaluate")
+OTHER_MODEL_KEYS = ("head", "pretrained")
 
 
 @dataclass(repr=False)
@@ -43,6 +47,7 @@ class Run:
     module: LongTailModule
     folder: Path | None = None
     epoch: int | None = None  # the weights' epoch, once they are loaded
+    notes: tuple[str, ...] = ()  # sentences for the user, beside those about the data
 
     def __repr__(self) -> str:
         return f"Run({type(self.module.loss).__name__}, K = {self.net.num_experts}, {len(self.classes)} classes, folder={self.folder})"
@@ -54,8 +59,10 @@ class Run:
 
     def data(self) -> LongTailData:
         """Loaders over the splits."""
-        loader = {key: self.config["data"][key] for key in LOADER_KEYS}
-        return LongTailData(self.splits, **loader, seed=self.config["seed"], num_views=len(self.module.loss.views))
+        loader = {key: self.config["data"][key] for key in LOADER_KEYS if key in self.config["data"]}
+        ours = {"splits": self.splits, "seed": self.config["seed"], "num_views": len(self.module.loss.views)}
+        check_arguments(LongTailData, loader, "data", ours)
+        return LongTailData(**loader, **ours)
 
     def load_weights(self, path: Path) -> "Run":
         """Put the network's weights of a checkpoint in place; UserError if there is none."""
@@ -64,7 +71,8 @@ class Run:
             raise UserError(f"{path}: there is no such checkpoint; it {reason}")
         checkpoint = read_checkpoint(path)
         state, self.epoch = checkpoint["state_dict"], checkpoint["epoch"] + 1
-        self.net.load_state_dict({name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")})
+        own = "ema.net." if self.module.ema_evaluate else "net."
+        self.net.load_state_dict({name.removeprefix(own): value for name, value in state.items() if name.startswith(own)})
         return self
 
     @torch.no_grad()
@@ -102,7 +110,7 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     schedule = make_schedule(cfg)
     optimiser = make_optimiser(cfg["optim"])
     num_experts = cfg["model"]["num_experts"]
-    backbone_keys = {k: v for k, v in cfg["model"].items() if k != "head"}
+    backbone_keys = {k: v for k, v in cfg["model"].items() if k not in OTHER_MODEL_KEYS}
     with keyed_globals(cfg["seed"], "backbone"):
         backbone = instantiate(backbone_keys, Backbone, "model")
     splits = source.splits() if classes is None else None
@@ -116,12 +124,16 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     check_arguments(ExpertNet, {"head": head}, "model", {"backbone": backbone, "num_classes": len(classes)})
     with keyed_globals(cfg["seed"], "heads"):
         net = ExpertNet(backbone, len(classes), head).to(memory_format=torch.channels_last)
+    pretrained = cfg["model"].get("pretrained") if splits is not None else None  # a stored run has weights of its own
+    notes = start_from(net, pretrained, classes) if pretrained else []
     loss = instantiate(cfg["loss"], Loss, "loss", classes=classes, num_experts=num_experts)
     num_pictures = int(classes.counts.sum())
     augment = instantiate(cfg["augment"], Augment, "augment", mean=source.mean, std=source.std, num_pictures=num_pictures, seed=cfg["seed"])
     augment.check(loss.views)
-    module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"])
-    run = Run(own, source, classes, net, module)
+    averaging = {key: cfg["optim"][key] for key in ("ema_decay", "ema_evaluate") if key in cfg["optim"]}
+    check_arguments(LongTailModule, averaging, "optim", {"net": net})
+    module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"], **averaging)
+    run = Run(own, source, classes, net, module, notes=tuple(notes))
     if splits is not None:
         run.splits = splits
         run.data()  # refuses bad loader settings before anything is written
@@ -146,7 +158,7 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
     """The settings that no constructor checks, and that none is missing (`~optim.gamma` on the command line takes one away)."""
     needed = {
         "model": ("num_experts", "head"),
-        "data": LOADER_KEYS,
+        "data": ("batch_size", "num_workers"),
         "optim": SCHEDULE_KEYS,
         "trainer": ("max_epochs",),
         "loss": (),
@@ -169,7 +181,7 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"checkpoint={checkpoint!r}: expected last, or best (on validation)")
     if checkpoint == "best" and not cfg["data"].get("val_fraction"):
         raise UserError("checkpoint=best needs a validation split: set data.val_fraction, for example 0.1 (it is never chosen on test)")
-    for key in LOADER_KEYS:
+    for key in ("batch_size", "num_workers"):
         if type(cfg["data"][key]) is not int:
             raise UserError(f"data.{key}={cfg['data'][key]!r}: expected a whole number")
     require_even_share(cfg["data"]["batch_size"], 1)
@@ -187,17 +199,37 @@ def make_schedule(cfg: Mapping[str, Any]) -> Schedule:
     return Schedule(max_epochs, **arguments)
 
 
-def make_optimiser(node: Mapping[str, Any]) -> Any:
-    """A function from parameters to an optimiser; tried on one parameter, so that bad settings are refused now."""
-    cls = resolve(node.get("_target_"), Optimizer, "optim")
-    arguments = {key: value for key, value in node.items() if key not in (*SCHEDULE_KEYS, "_target_")}
-    check_arguments(cls, arguments, "optim", {"params": None})
+def start_from(net: ExpertNet, pretrained: str | bool, classes: Classes) -> list[str]:
+    """Give `net` trained weights (`model.pretrained`); says in sentences what it took. A run on the same classes gives its heads, too."""
+    notes = load_pretrained(net.backbone, pretrained)
+    folder = Path(str(pretrained))
+    if (folder / "classes.json").exists() and classes_from_json(folder / "classes.json").names == classes.names:
+        before = load(folder).net.heads
+        if before.weight.shape == net.heads.weight.shape and (before.bias is None) == (net.heads.bias is None):
+            net.heads.load_state_dict(before.state_dict())
+            notes.append("its classes are the same, so its classifiers are taken, too")
+    return notes
 
-    def optimiser(parameters: Iterable[Tensor]) -> Optimizer:
-        made: Optimizer = call(cls, "optim", parameters, **arguments)
+
+def make_optimiser(node: Mapping[str, Any]) -> Any:
+    """A function from a network to an optimiser of its trainable weights; tried on one weight, so that bad settings are refused now."""
+    cls = resolve(node.get("_target_"), Optimizer, "optim")
+    arguments = {key: value for key, value in node.items() if key not in (*SCHEDULE_KEYS, *OTHER_OPTIM_KEYS, "_target_")}
+    check_arguments(cls, arguments, "optim", {"params": None})
+    backbone_lr = node.get("backbone_lr")
+    if backbone_lr is not None and (type(backbone_lr) not in (int, float) or backbone_lr < 0 or "lr" not in arguments):
+        raise UserError(
+            f"optim.backbone_lr={backbone_lr!r}: expected a number from 0, beside optim.lr, which is then that of the classifiers"
+        )
+
+    def optimiser(net: ExpertNet) -> Optimizer:
+        weights: Any = [weight for weight in net.parameters() if weight.requires_grad]
+        if backbone_lr is not None:
+            weights = parameter_groups(net, arguments["lr"], backbone_lr)
+        made: Optimizer = call(cls, "optim", weights, **arguments)
         return made
 
-    optimiser([torch.nn.Parameter(torch.zeros(1))])
+    call(cls, "optim", [torch.nn.Parameter(torch.zeros(1))], **arguments)
     return optimiser
 
 

@@ -4,6 +4,7 @@ The choice is a list of command-line words, printed, so that it can be repeated 
 """
 
 import logging
+import os
 from typing import Any
 
 from mdcs import config
@@ -15,6 +16,7 @@ AUTO = "auto"
 SMALL = 64  # pixels, up to which pictures are handled as CIFAR's are
 STEPS = 6000  # of the optimiser, aimed at between MIN_EPOCHS and MAX_EPOCHS: consistency self-distillation wants thousands
 MIN_EPOCHS, MAX_EPOCHS = 60, 100
+MOST_WORKERS = 8
 FEW_PICTURES = 2000  # up to which a batch is half as large, for twice as many steps of the same cost
 
 log = logging.getLogger("mdcs")
@@ -43,6 +45,8 @@ def composed(words: list[str]) -> Any:
     if "data.batch_size" not in keys and survey.num_pictures <= FEW_PICTURES:
         batch_size //= 2
         chosen.append(f"data.batch_size={batch_size}")
+    if size > SMALL and "data.num_workers" not in keys:
+        chosen.append(f"data.num_workers={min(MOST_WORKERS, os.cpu_count() or 1)}")
     if "trainer.max_epochs" not in keys and made.get("experiment") in (None, "null"):
         epochs = min(max(round(STEPS * batch_size / survey.num_pictures), MIN_EPOCHS), MAX_EPOCHS)
         chosen.append(f"trainer.max_epochs={epochs}")

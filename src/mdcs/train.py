@@ -65,6 +65,8 @@ def fit(run: Run, folder: Path) -> Run:
     run.config["trainer"]["precision"] = resolved_trainer_arguments(run.config)["precision"]
     if run.config["checkpoint"] == "best" and run.splits.val is None:
         raise UserError("checkpoint=best, but data.val_fraction leaves no class with a picture to validate on: make it larger")
+    if run.source.image_size is None:  # so that the loaded run knows it without its dataset
+        run.config["data"]["image_size"] = run.splits.train.images.shape[-1]
     facts = static_facts(run)
     run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts))
     trainer = make_trainer(run.config, run_folder)
@@ -119,7 +121,7 @@ def first_files(run: Run) -> dict[str, str]:
     writer.writerows([position, label, names[label], path] for position, label, path in rows)
     return {
         "config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),  # first: with it the run can be resumed
-        "classes.json": classes_to_json(run.classes, run.splits.counts_before_validation),
+        "classes.json": classes_to_json(run.classes, run.splits.counts_before_validation, run.splits.label_map),
         "subset.csv": subset.getvalue(),
     }
 
@@ -131,13 +133,13 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
     words = {"val": "validation", "test": "test"}
     others = ", ".join(f"{len(part.labels)} {words[name]} pictures" for name, part in run.splits.named().items() if name in words)
     return [
-        *(f"note: {note}" for note in run.splits.notes),
+        *(f"note: {note}" for note in (*run.splits.notes, *run.notes)),
         f"{facts['train_pictures']} training pictures of {len(run.classes)} classes ({int(counts.max())} to {int(counts.min())} a class; "
         f"{groups}), {others}",
         f"{type(run.module.loss).__name__} ({run.module.loss.extra_repr()}) on "
         f"{type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
         f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture",
-        f"views {', '.join(run.module.loss.views)}; {trainer['max_epochs']} epochs in {trainer['precision']}",
+        f"views {', '.join(run.module.loss.views)}; up to epoch {trainer['max_epochs']} in {trainer['precision']}",
     ]
 
 

@@ -88,7 +88,7 @@ class Cifar(DataSource):
     # what the published code uses for both datasets
     mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
     std: Sequence[float] = (0.2023, 0.1994, 0.2010)
-    image_size: int = field(init=False, default=32)
+    image_size: int | None = None  # None = as stored
 
     def splits(self) -> Splits:
         """Read the dataset, decoding the chosen pictures only; an error says what was looked for and where."""
@@ -114,7 +114,12 @@ class Cifar(DataSource):
         if min(available) < max(available) and sum(counts) < sum(available):
             note = f"{sum(counts)} of {sum(available)} training pictures are drawn; data.imbalance_factor=null takes all as they are"
             source = source._replace(notes=(*source.notes, note))
-        return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        splits = long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        if self.image_size not in (None, stored := splits.train.images.shape[-1]):
+            raise UserError(
+                f"data.image_size={self.image_size}: the pictures of {self.root} have {stored} pixels, and are taken as they are"
+            )
+        return splits
 
     def _source(self) -> Source:
         root = Path(self.root)

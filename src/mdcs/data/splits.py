@@ -27,7 +27,7 @@ class DataSource:
 
     mean: Sequence[float]  # of the three channels, pixels in [0, 1]
     std: Sequence[float]
-    image_size: int | str  # side of the squares that the network sees; sources that look at their pictures first take "auto"
+    image_size: int | str | None  # side of the squares that the network sees; "auto" = chosen from the pictures, None = as stored
 
     def splits(self) -> "Splits":
         """Read the dataset."""

@@ -120,8 +120,8 @@ def shards(folder: Path) -> Path:
     return folder.with_name(folder.name + ".part")
 
 
-def classes_to_json(classes: Classes, counts_before_validation: tuple[int, ...]) -> str:
-    """Content of classes.json."""
+def classes_to_json(classes: Classes, counts_before_validation: tuple[int, ...], label_map: tuple[int, ...] | None = None) -> str:
+    """Content of classes.json. `label_map` (C): the dataset's own number of each class, where labels were renumbered."""
     return json.dumps(
         {
             "names": list(classes.names),
@@ -129,7 +129,7 @@ def classes_to_json(classes: Classes, counts_before_validation: tuple[int, ...])
             "counts_before_validation": list(counts_before_validation),
             "many_above": classes.many_above,
             "few_below": classes.few_below,
-            "label_map": None,
+            "label_map": None if label_map is None else list(label_map),
         },
         indent=1,
         ensure_ascii=False,

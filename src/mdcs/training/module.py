@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,7 +34,7 @@ class LongTailModule(pl.LightningModule):
         loss: Loss,
         augment: Augment,
         classes: Classes,
-        optimiser: Callable[[Iterable[Any]], Optimizer],
+        optimiser: Callable[[ExpertNet], Optimizer],
         schedule: Schedule,
         seed: int,
         ema_decay: float | None = None,
@@ -78,7 +78,7 @@ class LongTailModule(pl.LightningModule):
         return loader.sampler
 
     def configure_optimizers(self) -> Optimizer:
-        optimiser = self.optimiser(self.net.parameters())
+        optimiser = self.optimiser(self.net)
         if isinstance(optimiser, SAM) and self.trainer.accumulate_grad_batches > 1:
             raise UserError("trainer.accumulate_grad_batches cannot be combined with SAM, whose second gradient is of one batch")
         for group in optimiser.param_groups:
