@@ -1,12 +1,17 @@
 """Mixup and cutmix against timm's, and what a step draws."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from conftest import golden
 from mdcs.augment.mix import Box, Mix, box_around, cutmix, mixup, smooth
+from mdcs.build import build
+from mdcs.config import compose, plain
 from mdcs.errors import UserError
 from mdcs.types import Views
 
@@ -118,3 +123,32 @@ def test_an_odd_batch_leaves_its_middle_picture_alone() -> None:
 def test_impossible_arguments_are_refused(arguments: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
         Mix(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_training_step_mixes_what_the_network_and_the_loss_see() -> None:
+    run = build(plain(compose("train", ["data=digits", "model=resnet8", "loss=balpoe", "augment=none", "augment.mixup=0.4"])))
+    module, seen = run.module, []
+    forward, net = module.loss.forward, module.net.forward
+
+    def watched_loss(out: Any, views: Views, epoch: float) -> Any:
+        seen[-1] += [views.images.clone(), views.targets, views.index]
+        return forward(out, views, epoch)
+
+    def watched_net(images: Tensor, meta: Any = None) -> Any:
+        seen.append([images.clone()])
+        return net(images, meta)
+
+    module.loss.forward, module.net.forward = watched_loss, watched_net  # type: ignore[method-assign]
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False
+    )
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", devices=1, limit_val_batches=0, num_sanity_val_steps=0, **quiet)
+    trainer.fit(module, datamodule=run.data())
+    train = run.splits.train
+    for step, (given, images, targets, index) in enumerate(seen):
+        assert torch.equal(given, images.flatten(0, 1))
+        plain_views = Views(module.augment.plain(train.plain(index))[None], torch.eye(10)[train.labels[index]], index)
+        expected = Mix(mixup=0.4)(plain_views, 0, step)
+        assert torch.equal(targets, expected.targets) and torch.equal(images, expected.images)
+    assert len(seen) == 2
