@@ -53,8 +53,11 @@ def anonymous_mib() -> float:
     return int(line.split()[1]) / 2**10
 
 
-def measured(task: Callable[[Predictions, Classes], Any], folder: Path, classes: Classes) -> tuple[float, float]:
-    """Seconds, and the largest growth of memory in MiB. In a process of its own: memory that another task has freed would hide growth."""
+def measured(task: Callable[[Predictions, Classes], Any], folder: Path, classes: Classes) -> tuple[float, float, float]:
+    """Seconds, seconds of processor time, and the largest growth of memory in MiB.
+
+    In a process of its own: memory that another task has freed would hide growth.
+    """
     predictions = Predictions.read(folder)
     before, done, peak = anonymous_mib(), threading.Event(), [0.0]
 
@@ -64,12 +67,12 @@ def measured(task: Callable[[Predictions, Classes], Any], folder: Path, classes:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     task(predictions, classes)
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, time.process_time() - used
     done.set()
     watcher.join()
-    return seconds, peak[0]
+    return seconds, used, peak[0]
 
 
 def main() -> None:
@@ -77,14 +80,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, numpy {np.__version__}\n")
-    print("| N | C | K | | seconds | peak growth of memory, MiB |\n|---|---|---|---|---|---|")
+    print("| N | C | K | | seconds | of the processor | peak growth of memory, MiB |\n|---|---|---|---|---|---|---|")
     for num_pictures, num_classes, num_experts in QUICK if arguments.quick else SIZES:
         with tempfile.TemporaryDirectory() as folder:
             classes = synthetic(Path(folder), num_pictures, num_classes, num_experts)
             for name, task in {"scores": scores, "test-agnostic": agnostic}.items():
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-                    seconds, mib = fresh.submit(measured, task, Path(folder), classes).result()
-                print(f"| {num_pictures:,} | {num_classes:,} | {num_experts} | {name} | {seconds:.1f} | {mib:.0f} |", flush=True)
+                    seconds, used, mib = fresh.submit(measured, task, Path(folder), classes).result()
+                print(
+                    f"| {num_pictures:,} | {num_classes:,} | {num_experts} | {name} | {seconds:.1f} | {used:.1f} | {mib:.0f} |", flush=True
+                )
 
 
 if __name__ == "__main__":

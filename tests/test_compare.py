@@ -109,11 +109,13 @@ def test_what_is_one_method(sweep: Path) -> None:
     changed(sweep / "2", "config.yaml", data__subset_seed=7)
     changed(sweep / "4", "config.yaml", loss__alpha=0.0)
     changed(sweep / "5", "config.yaml", loss__alpha=0.0, model__num_experts=1)
-    methods, notes = grouped([FinishedRun.read(sweep / str(number)) for number in range(6)])
+    shutil.copytree(sweep / "4", sweep / "6")
+    changed(sweep / "6", "config.yaml", loss__alpha=0, seed=9)  # the same number, written otherwise
+    methods, notes = grouped([FinishedRun.read(sweep / str(number)) for number in range(7)])
     assert {method.name: len(method.runs) for method in methods} == {
         "ce": 3,
         "mdcs": 1,
-        "mdcs, loss.alpha=0.0": 1,
+        "mdcs, loss.alpha=0.0": 2,
         "mdcs, model.num_experts=1, loss.alpha=0.0": 1,
     }
     assert methods[0].repeated == "seed and subset" and notes == []

@@ -324,4 +324,4 @@ def test_benchmark_runs() -> None:
         [sys.executable, ROOT / "benchmarks" / "evaluation_speed.py", "--quick"], capture_output=True, text=True, check=True
     )
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 600")]
-    assert [row[4].strip() for row in rows] == ["scores", "test-agnostic"] and all(float(row[6]) < 200 for row in rows)
+    assert [row[4].strip() for row in rows] == ["scores", "test-agnostic"] and all(float(row[7]) < 200 for row in rows)

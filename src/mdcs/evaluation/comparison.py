@@ -128,7 +128,8 @@ def grouped(runs: Sequence[FinishedRun]) -> tuple[list[Method], list[str]]:
     notes: list[str] = []
     groups: dict[str, dict[tuple[Any, Any], FinishedRun]] = {}
     for run in runs:
-        group = groups.setdefault(json.dumps(run.settings, sort_keys=True, default=str), {})
+        same = {name: float(value) if type(value) is int else value for name, value in run.settings.items()}  # alpha=0 is alpha=0.0
+        group = groups.setdefault(json.dumps(same, sort_keys=True, default=str), {})
         if run.seeds in group and group[run.seeds].folder != run.folder:
             notes.append(f"{group[run.seeds].folder} is left out: {run.folder} has the same settings and seeds")
         group[run.seeds] = run
