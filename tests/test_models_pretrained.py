@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -121,6 +122,11 @@ def test_a_run_of_ours_starts_another(tmp_path: Path) -> None:
     notes = load_pretrained(other, tmp_path)
     assert all(torch.equal(tensor, net.backbone.state_dict()[name]) for name, tensor in other.state_dict().items())
     assert len(notes) == 1
+    (tmp_path / "config.yaml").write_text("checkpoint: best\noptim: {ema_evaluate: true}\n")
+    averaged = {f"ema.{name}": tensor + 1 for name, tensor in state.items()}
+    torch.save({"state_dict": state | averaged, "epoch": 1}, tmp_path / "checkpoints" / "best.ckpt")
+    load_pretrained(other, tmp_path)
+    assert torch.equal(other.conv1.weight, net.backbone.conv1.weight + 1)
     more = load_pretrained(ResNetCifar(3, 8), tmp_path / "checkpoints" / "best.ckpt")
     assert "started anew: layer2s.2.0.conv1.weight, " in more[1]
 
@@ -438,6 +444,24 @@ def test_tensors_larger_than_the_file_are_refused(claims: Any, message: str, tmp
     file.write_bytes(in_a_zip(one_tensor(*claims), {"0": struct.pack("<6f", *range(6))}))
     with pytest.raises(UserError, match=message):
         read_state_dict(file)
+
+
+def test_changed_bytes_never_end_in_another_error(tmp_path: Path) -> None:
+    file, random = tmp_path / "w.pt", np.random.RandomState(0)
+    torch.save({"state_dict": {"a": torch.rand(3, 4), "b": torch.arange(5)}, "path": Path("x")}, file)
+    with zipfile.ZipFile(file) as archive:
+        content = np.frombuffer(archive.read("w/data.pkl"), np.uint8)
+    refused = 0
+    for _ in range(1000):
+        changed = content.copy()
+        changed[random.randint(len(content), size=3)] = random.randint(256, size=3)
+        file.write_bytes(in_a_zip(changed.tobytes(), {"0": bytes(48), "1": bytes(40)}))
+        try:
+            read_state_dict(file)
+        except UserError as refusal:
+            refused += 1
+            assert "\n" not in str(refusal)
+    assert 500 < refused < 1000
 
 
 def test_damaged_and_foreign_files_are_one_line(tmp_path: Path) -> None:

@@ -150,3 +150,9 @@ def test_pictures_of_another_size_than_the_network_takes() -> None:
     with pytest.raises(UserError, match=r"pictures of 224x224 pixels, these have 32x32: set model.image_size"):
         backbone(torch.randn(2, 3, 32, 32))
     assert Timm(2, "resnet18", image_size=64)(torch.randn(2, 3, 40, 56)).shape == (2, 2, 512)
+
+
+def test_exported_for_any_number_of_pictures() -> None:
+    backbone, images = made("resnet18", num_experts=2, split=3)
+    exported = torch.export.export(backbone.eval(), (images[:3],), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
+    torch.testing.assert_close(exported.module()(images), backbone(images))

@@ -9,6 +9,7 @@ that rebuild tensors and dictionaries are understood, the result of every other 
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -126,9 +127,8 @@ def unpickle(stream: BinaryIO | bytes, storages: dict[str, Storage]) -> Any:
         return above
 
     def to_mark() -> list[Any]:
-        above = take(next(number for number, value in enumerate(reversed(stack)) if value is MARK))
-        stack.pop()
-        return above
+        marks = [place for place, value in enumerate(stack) if value is MARK]
+        return take(len(stack) - marks[-1])[1:]
 
     def pairs(flat: list[Any]) -> dict[Any, Any]:
         return mapping(zip(flat[::2], flat[1::2], strict=True))
@@ -268,7 +268,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         return tensor.read(loaded[key])
 
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # about texts with escapes, in the oldest pickles
             content, load = open_zip(file) if zipfile.is_zipfile(file) else open_legacy(file)
             for wrapping in ("state_dict", "model"):
                 if isinstance(content, dict) and isinstance(content.get(wrapping), dict):

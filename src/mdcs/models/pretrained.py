@@ -93,10 +93,13 @@ def imagenet_name(backbone: Backbone) -> str:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name, without the prefixes that wrappers add. `path` is a file, or a run folder, whose checkpoint predicts."""
+    averaged = False
     if path.is_dir():
         if not (path / "config.yaml").exists():
             raise UserError(f"model.pretrained={path}: a folder, but no run: it has no config.yaml; give a file or a run folder")
-        path = path / "checkpoints" / f"{config.read_yaml(path / 'config.yaml')['checkpoint']}.ckpt"
+        run = config.read_yaml(path / "config.yaml")
+        averaged = bool(run.get("optim", {}).get("ema_evaluate"))
+        path = path / "checkpoints" / f"{run['checkpoint']}.ckpt"
     if not path.is_file():
         raise UserError(f"model.pretrained={path}: there is no such file; give true, a file of weights or a run folder")
     if path.suffix == ".safetensors":
@@ -109,6 +112,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} cannot be read as a safetensors file ({str(error).splitlines()[0]})") from error
     else:
         state = read_state_dict(path)
+    if averaged:
+        state = {name.removeprefix("ema."): tensor for name, tensor in state.items() if name.startswith("ema.")}
     return unwrapped(state)
 
 

@@ -31,7 +31,8 @@ class PerExpert(nn.Module):
 
         def of(value: Any, k: int) -> Any:
             shared = self.fork or not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != rows
-            return value if shared else value.chunk(len(self.copies))[k]
+            own_rows = rows // len(self.copies)
+            return value if shared else value.narrow(0, k * own_rows, own_rows)
 
         outputs = []
         for k, own in enumerate(self.copies):
@@ -111,7 +112,7 @@ class Timm(Backbone):
         rows_D: Tensor = self.network.forward_head(self.network.forward_features(images), pre_logits=True)  # type: ignore[operator]
         if not self.owned:
             return rows_D.unsqueeze(1).expand(-1, self.num_experts, -1)
-        return rows_D.unflatten(0, (self.num_experts, -1)).transpose(0, 1)
+        return rows_D.unflatten(0, (self.num_experts, images.shape[0])).transpose(0, 1)
 
     def train(self, mode: bool = True) -> "Timm":
         super().train(mode)
