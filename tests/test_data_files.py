@@ -1,5 +1,8 @@
 """Pictures that are decoded when they are asked for: what their crops depend on, and what not."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -57,3 +60,10 @@ def test_a_crop_is_a_function_of_seed_epoch_draw_and_view(files: Files) -> None:
     assert not torch.equal(batch[:, 1], batch[:, 2])
     for other in (crops([0], [0], epoch=3), crops([0], [0], seed=6), crops([0], [4])):
         assert not torch.equal(other, batch[:, :1])
+
+
+def test_the_benchmark_runs() -> None:
+    path = Path(__file__).parent.parent / "benchmarks" / "decode.py"
+    text = runpy.run_path(str(path))["main"](["--quick"])
+    rates = [float(line.split("|")[2].split("(")[0]) for line in text.splitlines() if line.startswith("| ") and "CPU second" not in line]
+    assert len(rates) == 4 and min(rates) > 0
