@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mdcs.build import Run, build
+from conftest import golden
+from mdcs.build import Run, build, make_schedule
 from mdcs.config import compose, conf_dir, plain
 from mdcs.errors import UserError
 from mdcs.types import Output, Views
@@ -187,20 +188,65 @@ def test_every_loss_yields_a_gradient_and_detached_parts(name: str) -> None:
     assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
 
 
+NEEDED = {"places_lt_resnet152": ["model.pretrained=null"]}  # a file that the user fetches
+
+
 @pytest.mark.filterwarnings(FEW_WORKERS)
 @pytest.mark.parametrize("name", of_group("experiment"))
 def test_every_experiment_trains(name: str, tmp_path: Path) -> None:
-    card = config(f"experiment={name}")
-    words = [f"experiment={name}", "data.batch_size=8", "data.imbalance_factor=2"]
-    if "root" in card["data"]:
-        folder = tmp_path / "pictures (图片)"
-        names = card["data"].get("classes") or [f"class {number:03}" for number in range(card["data"]["num_classes"])]
-        random = np.random.RandomState(0)
+    words = [f"experiment={name}", *NEEDED.get(name, ()), "data.batch_size=8", "data.num_workers=0"]
+    data = config(*words)["data"]
+    root = tmp_path / "pictures (图片)"
+    if data["_target_"].endswith("Cifar"):
+        names = data["classes"] or [f"class {number:03}" for number in range(data["num_classes"])]
         for split, number in (("train", 2), ("test", 1)):
-            for of_class in names:
-                (folder / split / of_class).mkdir(parents=True)
-                for picture in range(number):
-                    pixels = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
-                    Image.fromarray(pixels).save(folder / split / of_class / f"{picture}.bmp")
-        words.append(f"data.root={folder}")
+            for label, of_class in enumerate(names):
+                for row in range(number):
+                    fake_picture(root / split / of_class / f"{row}.bmp", label)
+        words += [f"data.root={root}", "data.imbalance_factor=2"]
+    elif "root" in data:  # lists, and pictures from which crops are cut; the network as deep as it is, but narrow
+        stem = {"imagenet_lt": "ImageNet_LT", "places_lt": "Places_LT"}.get(data.get("dataset", ""), "iNaturalist18")
+        for split, number in (("train", 4), ("val", 1), ("test", 1)):
+            paths = [(f"{split}/class {label}/{row}.png", label) for label in range(3) for row in range(number)]
+            for path, label in paths:
+                fake_picture(root / path, label)
+            (root / f"{stem}_{split}.txt").write_text("".join(f"{path} {label}\n" for path, label in paths))
+        words += [f"data.root={root}", "data.num_classes=3", "data.image_size=32", "model.width=[16,16,16,16]"]
     two_steps(build(config(*words)))
+
+
+def fake_picture(place: Path, seed: int) -> None:
+    """Noise, 32 x 32."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (32, 32, 3)).astype(np.uint8)).save(place)
+
+
+PUBLISHED = {
+    "cifar10_if50": "cifar10_ir50_mdcs",
+    "cifar10_if100": "cifar10_ir100_mdcs",
+    "cifar100_if50": "cifar100_ir50_mdcs",
+    "cifar100_if100": "cifar100_ir100_mdcs",
+    "imagenet_lt_resnet50_180": "imagenet_lt_resnet50_mdcs_e180",
+    "imagenet_lt_resnet50_400": "imagenet_lt_resnet50_mdcs_e400",
+    "imagenet_lt_resnext50_180": "imagenet_lt_resnext50_mdcs_e180",
+    "imagenet_lt_resnext50_400": "imagenet_lt_resnext50_mdcs_e400",
+    "inat18_resnet50": "iNaturalist_resnet50_mdcs",
+    "places_lt_resnet152": "places_lt_resnet152_mdcs",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_cards_of_mdcs_are_the_published_configurations(name: str) -> None:
+    card, expected = config(f"experiment={name}", *NEEDED.get(name, ())), golden("lr_schedules.json")[f"config_{PUBLISHED[name]}.json"]
+    optim, arguments = card["optim"], expected["optimizer"]["args"]
+    assert optim["_target_"] == "torch.optim.SGD"
+    assert [optim[key] for key in ("lr", "weight_decay", "momentum", "nesterov")] == [
+        arguments[key] for key in ("lr", "weight_decay", "momentum", "nesterov")
+    ]
+    assert optim["backbone_lr"] == arguments.get("share_lr")
+    assert (card["data"]["batch_size"], card["trainer"]["max_epochs"]) == (expected["batch_size_images"], expected["epochs"])
+    schedule, epochs = make_schedule(card), range(1, expected["epochs"] + 1)
+    np.testing.assert_allclose([schedule.factor(epoch) for epoch in epochs], expected["factor"], atol=1e-12)
+    weights = [card["loss"]["alpha"] * min(epoch / card["loss"]["warmup_epochs"], 1) for epoch in epochs]
+    np.testing.assert_allclose(weights, expected["distill_weight"], atol=1e-12)
+    assert (card["model"]["num_experts"], card["model"]["head"], card["loss"]["lambdas"]) == (3, "cosine", None)
