@@ -70,6 +70,10 @@ def test_table_and_tests_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[s
     assert (rows[0]["num_experts"], rows[0]["views"], rows[1]["views"], rows[0]["augmentation"]) == ("3", "1", "2", "digits")
     text = (sweep.parent / "out" / "compare.md").read_text()
     assert f"| ce | 3 | {100 * of_ce.mean():.1f} ± {100 * of_ce.std(ddof=1):.1f} |" in text and "- mdcs: another budget" in text
+    figures = {file.name for file in (sweep.parent / "out").glob("*.svg")}
+    assert figures == {"groups.svg", "frequency-ce.svg", "frequency-mdcs.svg", "agnostic.svg"}
+    assert all(file.with_suffix(".png").stat().st_size > 5000 for file in (sweep.parent / "out").glob("*.svg"))
+    assert ">mdcs</text>" in (sweep.parent / "out" / "agnostic.svg").read_text()
     tex = (sweep.parent / "out" / "compare.tex").read_text()
     assert tex.count(r"\begin{tabular}") == 3 and r"$\pm$" in tex
 
@@ -93,7 +97,7 @@ def test_runs_are_named_in_any_way(sweep: Path, monkeypatch: pytest.MonkeyPatch)
     assert compare(["sweep/*"], "out")["methods"] == by_folder
     assert compare([str(sweep / "[0-2]"), "sweep/3", "sweep/3", "sweep/4", "sweep/5"], "out")["methods"][1]["n"] == 3
     assert compare(["sweep/3", "sweep/0"])["reference"] == "mdcs"
-    assert [file.name for file in sorted((sweep.parent / "runs" / "comparisons").glob("*/*"))] == [
+    assert [file.name for file in sorted((sweep.parent / "runs" / "comparisons").glob("*/compare.*"))] == [
         "compare.csv",
         "compare.md",
         "compare.tex",

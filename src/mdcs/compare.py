@@ -1,4 +1,4 @@
-"""Several finished runs side by side: mean and s.d. over seeds, paired tests, what differs; as CSV, Markdown and LaTeX."""
+"""Several finished runs side by side: mean and s.d. over seeds, paired tests, what differs; as CSV, Markdown, LaTeX and figures."""
 
 import csv
 import glob
@@ -16,6 +16,7 @@ from mdcs.errors import UserError
 from mdcs.evaluate import screen
 from mdcs.evaluation.comparison import FinishedRun, Method, grouped
 from mdcs.evaluation.paired import TESTED, chosen, fairness, require_one_test_set, tests
+from mdcs.evaluation.predictions import classes_from_json
 from mdcs.training.checkpoint import write_durably
 
 METRICS = {"overall": "accuracy", "many": "accuracy_many", "medium": "accuracy_medium", "few": "accuracy_few", "ECE": "ece", "NLL": "nll"}
@@ -52,7 +53,10 @@ def compare(runs: list[str], output: str | None = None, reference: str | None = 
     for note in notes:
         screen().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     rows = [figures(method, next((row for row in tested if row["method"] == method.name), None)) for method in methods]
-    write(Path(output) if output else Path("runs/comparisons") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}", grids, notes, rows)
+    place = Path(output) if output else Path("runs/comparisons") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    write(place, grids, notes, rows)
+    plot(place, methods)
+    screen().print(f"tables and figures: {place}", highlight=False, soft_wrap=True, markup=False)
     return {"methods": rows, "reference": base.name, "notes": notes}
 
 
@@ -247,4 +251,35 @@ def write(folder: Path, grids: Sequence[Grid], notes: Sequence[str], rows: Seque
             write_durably(folder / f"compare.{suffix}", text())
     except OSError as refusal:
         raise UserError(f"output={folder}: cannot be written to ({refusal.strerror}); choose another folder") from refusal
-    screen().print(f"tables: {folder}/compare.csv, .md, .tex", highlight=False, soft_wrap=True, markup=False)
+
+
+def plot(folder: Path, methods: Sequence[Method]) -> None:
+    """As PNG and SVG: accuracy by shot group; by class frequency, for each method; on other test distributions, if all runs have them."""
+    from mdcs.report.plots import accuracy_by_frequency, agnostic_curves, group_bars, save
+
+    n = methods[0].fact("n")
+    figures = {"groups": group_bars({method.name: [run.scores for run in method.runs] for method in methods}, n)}
+    for method in methods:
+        figures["frequency-" + re.sub(r"[^\w.-]+", "_", method.name)] = accuracy_by_frequency(class_rows(method), n)
+    if all("agnostic" in run.scores for method in methods for run in method.runs):
+        rows: list[dict[str, Any]] = [{"name": row["name"]} for row in methods[0].fact("agnostic")["sets"]]
+        for method in methods:
+            sets = [{row["name"]: row["average"] for row in run.scores["agnostic"]["sets"]} for run in method.runs]
+            for row in rows:
+                known = [of_run[row["name"]] for of_run in sets if row["name"] in of_run]
+                row[method.name] = mean_and_sd(known)[0] if len(known) == len(sets) else None
+        figures["agnostic"] = agnostic_curves(rows, {method.name: method.name for method in methods}, n)
+    for name, figure in figures.items():
+        for suffix in (".png", ".svg"):
+            save(figure, folder / f"{name}{suffix}")
+
+
+def class_rows(method: Method) -> list[dict[str, Any]]:
+    """Training pictures, shot group and accuracy of each class, means over the runs."""
+    rows = []
+    for of_class in zip(*(run.scores["per_class"] for run in method.runs), strict=True):
+        counts = [row["train_count"] for row in of_class]
+        known = [row["accuracy"] for row in of_class if row["accuracy"] is not None]
+        rows.append({"train_count": sum(counts) / len(counts), "accuracy": mean_and_sd(known)[0]})
+    groups = classes_from_json(method.runs[0].folder / "classes.json").groups
+    return [row | {"group": next(name for name, group_C in groups.items() if group_C[c])} for c, row in enumerate(rows)]
