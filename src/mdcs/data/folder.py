@@ -155,16 +155,16 @@ def _checked(listing: Listing, store: Store, size: int, on_bad: str) -> tuple[Li
     else:
         row_of = np.full(len(listing.labels), -1, dtype=np.int64)
         row_of[chosen] = np.arange(len(chosen))
-        squares_N3HW = torch.empty((len(chosen), 3, size, size), dtype=torch.uint8)
+        squares_N3HW = np.empty((len(chosen), 3, size, size), dtype=np.uint8)
         crop = Crop(size, resize=size)
 
         def keep(position: int) -> None:
-            squares_N3HW[row_of[position]] = torch.from_numpy(crop.plain(picture(position)))
+            squares_N3HW[row_of[position]] = crop.plain(picture(position))
 
         bad = refusals(keep, chosen, "reading pictures")
 
         def read(positions: np.ndarray) -> Tensor | Files:
-            return squares_N3HW[row_of[positions]]
+            return torch.from_numpy(squares_N3HW[row_of[positions]])
 
     labels = listing.labels.copy()
     labels[list(bad)] = -1

@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import posixpath
+import re
 import tarfile
 import zipfile
 import zlib
@@ -24,7 +25,8 @@ from mdcs.errors import UserError
 # HEIC and AVIF are among them to be refused by name rather than taken for other files
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif")
 LIST_SUFFIXES = {".csv", ".tsv", ".txt", ".lst"}
-LEFT_BEHIND = {"__macosx", "thumbs.db", "desktop.ini"}  # by file managers
+HIDDEN = re.compile(r"(^|/)(\.|(__macosx|thumbs\.db|desktop\.ini)(/|$))", re.IGNORECASE)  # by a leading dot, or left by file managers
+PLAIN_NAME = re.compile(r"[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*")  # most are, and normalising takes longer than all else
 STORED, DEFLATED, OTHER = 0, 8, -1  # how a member lies in an archive; the first two are the numbers of the zip format
 MOST_IN_MEMORY = 4 << 30  # bytes that a compressed tar may unpack to
 BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, NotImplementedError)
@@ -189,9 +191,9 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def is_hidden(part: str) -> bool:
-    """Whether a file or folder of this name is meant not to be seen, or left behind by a file manager."""
-    return part.startswith(".") or part.lower() in LEFT_BEHIND
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it lies in, is meant not to be seen, or was left behind by a file manager."""
+    return HIDDEN.search(name) is not None
 
 
 def _listed_paths(path: Path) -> list[str]:
@@ -220,7 +222,7 @@ def _unreadable(root: Path, name: str, error: Exception) -> UserError:
 
 def _archive(root: Path, members: dict[str, tuple[int, ...]], folders: set[str], is_zip: bool, unpacked: bytes | None = None) -> Archive:
     """The index over what is not hidden; a folder may be there without an entry of its own."""
-    hidden = {name for name in (*members, *folders) if any(is_hidden(part) for part in name.split("/"))}
+    hidden = {name for name in (*members, *folders) if is_hidden(name)}
     files = sorted(members.keys() - hidden)
     for folder in {name.rpartition("/")[0] for name in files} | (folders - hidden):
         parts = folder.split("/")
@@ -231,7 +233,7 @@ def _archive(root: Path, members: dict[str, tuple[int, ...]], folders: set[str],
 
 def _name(raw: str) -> str:
     """As other stores write it: some archives begin with "./", some made on Windows have backslashes."""
-    return posixpath.normpath(raw.replace("\\", "/")).lstrip("/")
+    return raw if PLAIN_NAME.fullmatch(raw) else posixpath.normpath(raw.replace("\\", "/")).lstrip("/")
 
 
 def _open_zip(root: Path) -> Archive:
