@@ -102,8 +102,11 @@ class Run:
         return [[(self.classes.names[label], value) for label, value in zip(*pair, strict=True)] for pair in pairs]
 
 
-def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
-    """Make all parts from the plain, resolved configuration. Reads the dataset, unless `classes` (of a stored run) are given."""
+def build(cfg: Mapping[str, Any], classes: Classes | None = None, resumed: bool = False) -> Run:
+    """Make all parts from the plain, resolved configuration. Reads the dataset, unless `classes` (of a stored run) are given.
+
+    `resumed`: a checkpoint will bring the weights, so those that the run once started from are not looked for.
+    """
     own = copy.deepcopy(dict(cfg))
     check_scalars(own)
     source: DataSource = instantiate({k: v for k, v in cfg["data"].items() if k not in LOADER_KEYS}, DataSource, "data")
@@ -111,6 +114,8 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     optimiser = make_optimiser(cfg["optim"])
     num_experts = cfg["model"]["num_experts"]
     backbone_keys = {k: v for k, v in cfg["model"].items() if k not in OTHER_MODEL_KEYS}
+    if backbone_keys.get("image_size", 0) is None and isinstance(source.image_size, int):
+        backbone_keys["image_size"] = source.image_size  # for networks made for one size
     with keyed_globals(cfg["seed"], "backbone"):
         backbone = instantiate(backbone_keys, Backbone, "model")
     splits = source.splits() if classes is None else None
@@ -124,7 +129,7 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None) -> Run:
     check_arguments(ExpertNet, {"head": head}, "model", {"backbone": backbone, "num_classes": len(classes)})
     with keyed_globals(cfg["seed"], "heads"):
         net = ExpertNet(backbone, len(classes), head).to(memory_format=torch.channels_last)
-    pretrained = cfg["model"].get("pretrained") if splits is not None else None  # a stored run has weights of its own
+    pretrained = cfg["model"].get("pretrained") if splits is not None and not resumed else None
     notes = start_from(net, pretrained, classes) if pretrained else []
     loss = instantiate(cfg["loss"], Loss, "loss", classes=classes, num_experts=num_experts)
     num_pictures = int(classes.counts.sum())
@@ -202,7 +207,7 @@ def make_schedule(cfg: Mapping[str, Any]) -> Schedule:
 def start_from(net: ExpertNet, pretrained: str | bool, classes: Classes) -> list[str]:
     """Give `net` trained weights (`model.pretrained`); says in sentences what it took. A run on the same classes gives its heads, too."""
     notes = load_pretrained(net.backbone, pretrained)
-    folder = Path(str(pretrained))
+    folder = Path(str(pretrained)).expanduser()
     if (folder / "classes.json").exists() and classes_from_json(folder / "classes.json").names == classes.names:
         before = load(folder).net.heads
         if before.weight.shape == net.heads.weight.shape and (before.bias is None) == (net.heads.bias is None):

@@ -22,6 +22,8 @@ VERBS = {
     "check": "data=... [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
     "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
     "compare": "runs=[A,B,...]: mean and s.d. over seeds, paired tests, a table of what differs",
+    "analyse": "runs=[A,B,...] kind=diversity|variance: how the experts differ; bias and variance over re-drawn training pictures",
+    "report": "run=DIR, or runs=[A,B]: report.html, one page to look at",
     "export": "run=DIR format=torch|onnx|safetensors output=FILE: the model with its class names and preprocessing",
     "import": "format=mdcs file=model_best.pth data=...: a checkpoint of the published code into a run folder",
 }
@@ -31,6 +33,8 @@ FUNCTIONS = {
     "check": ("mdcs.check", "check"),
     "predict": ("mdcs.predict", "predict"),
     "compare": ("mdcs.compare", "compare"),
+    "analyse": ("mdcs.analyse", "analyse"),
+    "report": ("mdcs.reporting", "report"),
     "export": ("mdcs.export", "export"),
     "import": ("mdcs.published", "import_published"),
 }

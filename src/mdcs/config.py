@@ -37,7 +37,7 @@ def _hydra_word(word: str) -> str:
     if equals and (bare in PATH_KEYS or (bare in OPTIONAL_PATHS and value not in NO_PATHS)):
         return f"{name}={_quoted(value)}"
     if equals and bare == "runs":
-        paths = value[1:-1].split(",") if re.fullmatch(r"\[.*\]", value) else [value]
+        paths = [path for path in value[1:-1].split(",") if path.strip()] if re.fullmatch(r"\[.*\]", value) else [value]
         return f"{name}=[{','.join(_quoted(path.strip()) for path in paths)}]"
     if bare.startswith("trainer.") and not word.startswith(("+", "~")):
         return "++" + word

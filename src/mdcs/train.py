@@ -53,7 +53,7 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     if rows and scored.get("epochs") == int(rows[-1]["epoch"]) >= cfg["trainer"]["max_epochs"]:
         log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
         return load(folder)
-    return fit(build(cfg), folder)
+    return fit(build(cfg, resumed=(folder / "checkpoints" / "last.ckpt").exists()), folder)
 
 
 def fit(run: Run, folder: Path) -> Run:
@@ -131,9 +131,12 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
     groups = ", ".join(f"{int(group.sum())} {name}-shot" for name, group in run.classes.groups.items())
     counts, trainer = run.classes.counts, run.config["trainer"]
     words = {"val": "validation", "test": "test"}
+    begins = getattr(run.module.loss, "reweight_epoch", None)
+    late = [f"note: loss.reweight_epoch={begins} is not reached by trainer.max_epochs={trainer['max_epochs']}"]
     others = ", ".join(f"{len(part.labels)} {words[name]} pictures" for name, part in run.splits.named().items() if name in words)
     return [
         *(f"note: {note}" for note in (*run.splits.notes, *run.notes)),
+        *(late if begins is not None and begins >= trainer["max_epochs"] else []),
         f"{facts['train_pictures']} training pictures of {len(run.classes)} classes ({int(counts.max())} to {int(counts.min())} a class; "
         f"{groups}), {others}",
         f"{type(run.module.loss).__name__} ({run.module.loss.extra_repr()}) on "

@@ -41,6 +41,16 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
     for name, reason in REFUSED.items():
         if arguments.get(name):
             raise UserError(f"trainer.{name} cannot be set: {reason}")
+    precision = arguments["precision"]
+    if str(cfg["optim"].get("_target_")).endswith(".SAM") and (
+        arguments.get("accumulate_grad_batches", 1) != 1 or precision in ("16-mixed", "16")
+    ):
+        raise UserError(
+            "optim: SAM takes both gradients of a step on the same pictures: trainer.accumulate_grad_batches must be 1, and "
+            "trainer.precision not 16-mixed (bf16-mixed or 32-true)"
+        )
+    if cfg["optim"].get("ema_decay") is not None and precision in ("16-true", "bf16-true"):
+        raise UserError(f"optim.ema_decay with trainer.precision={precision}: averages need full precision, use bf16-mixed")
     validates = cfg["data"].get("val_fraction") and arguments.get("limit_val_batches", 1.0) != 0
     every = arguments.get("check_val_every_n_epoch", 1) or 1
     if cfg["checkpoint"] == "best" and (not validates or every > arguments["max_epochs"]):
