@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows
 from mdcs.analysis.diversity import diversity_of, linear_cka
+from mdcs.analysis.methods import by_method, varied
 from mdcs.config import read_yaml
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions, classes_from_json
@@ -160,45 +161,6 @@ def same_classes(folders: Sequence[Path]) -> Classes:
         if any((other.groups[name] != first.groups[name]).any() for name in first.groups):
             raise UserError(f"{folder} has other many-, medium- and few-shot classes than {folders[0]}: their averages cannot be compared")
     return first
-
-
-def by_method(configs: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Path]]:
-    """Run folders by what their configurations share apart from the seeds, named after what tells the methods apart."""
-    flat = {folder: flattened(config) for folder, config in configs.items()}
-    seeds = {folder: (settings.pop("seed", None), settings.pop("data.subset_seed", None)) for folder, settings in flat.items()}
-    methods: dict[str, list[Path]] = {}
-    for folder, settings in flat.items():
-        methods.setdefault(json.dumps(settings, sort_keys=True), []).append(folder)
-    for members in methods.values():
-        for i, folder in enumerate(members):
-            twin = next((other for other in members[:i] if seeds[other] == seeds[folder]), None)
-            if twin is not None:
-                raise UserError(f"{folder} and {twin} have the same configuration and seeds: runs must be drawn independently")
-    settings_of = [flat[members[0]] for members in methods.values()]
-    return {method_name(settings, settings_of): members for settings, members in zip(settings_of, methods.values(), strict=True)}
-
-
-def flattened(node: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings as one level, keys joined by dots."""
-    if not isinstance(node, Mapping):
-        return {name: node}
-    prefix = f"{name}." if name else ""
-    return {key: value for child, below in node.items() for key, value in flattened(below, f"{prefix}{child}").items()}
-
-
-def method_name(settings: Mapping[str, Any], of_all: Sequence[Mapping[str, Any]]) -> str:
-    """The loss and the number of experts, then what tells it from other methods where these are the same."""
-    main = ("loss._target_", "model.num_experts")
-    alike = [of for of in of_all if all(of.get(key) == settings.get(key) for key in main)]
-    telling = [key for key, value in settings.items() if any(of.get(key, "absent") != value for of in alike)]
-    others = [f"{key}={json.dumps(settings[key])}" for key in telling]
-    return ", ".join([str(settings.get(main[0])).rpartition(".")[2], f"K = {settings.get(main[1])}", *others])
-
-
-def varied(configs: Sequence[Mapping[str, Any]]) -> str:
-    """Which seeds differ among the runs of a method."""
-    names = {"seed": [config["seed"] for config in configs], "data.subset_seed": [config["data"].get("subset_seed") for config in configs]}
-    return " and ".join(name for name, values in names.items() if len(set(values)) > 1)
 
 
 def show_variance(rows: Rows, split: str) -> None:

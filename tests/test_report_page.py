@@ -1,0 +1,207 @@
+"""The page: self-contained, escaped, honest about what is missing; its thumbnails; the verb."""
+
+import base64
+import io
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdcs.data.splits import Pictures
+from mdcs.errors import UserError
+from mdcs.report.page import page
+from mdcs.report.svg import Axis, log_ticks, scatter, ticks
+from mdcs.reporting import report, write_report
+from run_cases import CONFIG, make_run
+
+NASTY = ["<script>alert(1)</script>", 'a "quoted" & b', "</script><img src=x onerror=alert(1)>", "it's", "图片", "\u2028line", *"defg"]
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, text by element, and what was not closed."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, Any]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "mine", names=NASTY)
+
+
+def test_the_page_is_whole_and_asks_for_nothing(folder: Path) -> None:
+    text = page([folder])
+    reader = Reader(text)
+    assert reader.open == []
+    asking = ("src", "href", "srcset", "action")
+    addresses = [value for _, attributes in reader.elements for key, value in attributes.items() if key in asking]
+    assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
+    assert not re.search(r"https?://|@import|url\(", text.replace("http-equiv", ""))
+    assert len(text.encode()) < 1_000_000
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    referred = [word for _, attributes in reader.elements for word in attributes.get("aria-labelledby", "").split()]
+    assert referred and set(referred) <= set(ids)
+
+
+def test_landmarks_headings_and_captions(folder: Path) -> None:
+    reader = Reader(page([folder]))
+    for tag in ("header", "nav", "main", "footer", "h1"):
+        assert len(reader.all(tag)) == 1, tag
+    headings = [int(name[1]) for name, _ in reader.elements if re.fullmatch("h[1-6]", name)]
+    assert headings[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(headings))
+    assert len(reader.all("caption")) == len(reader.all("table"))
+    charts = [attributes for attributes in reader.all("svg") if "aria-hidden" not in attributes]
+    assert len(charts) >= 6 and all("aria-labelledby" in chart for chart in charts)
+    assert {attributes.get("aria-sort") for attributes in reader.all("th") if "aria-sort" in attributes} == {"none"}
+    assert all(attributes.get("alt") for attributes in reader.all("img"))
+
+
+def test_names_stay_text(folder: Path) -> None:
+    text = page([folder])
+    reader = Reader(text)
+    assert len(reader.all("script")) == 2 and not [a for a in reader.all("img") if a.get("src") == "x"]
+    assert not [key for _, attributes in reader.elements for key in attributes if key.startswith("on")]
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert data["columns"][0]["values"] == NASTY
+    row_names = {cell for cell in reader.text["th"]}
+    assert set(NASTY) <= row_names
+
+
+def test_the_data_are_the_scores(folder: Path) -> None:
+    scores = json.loads((folder / "scores.json").read_text())
+    text = page([folder])
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    columns = {column["title"]: column["values"] for column in data["columns"]}
+    assert columns["training pictures"] == [row["train_count"] for row in scores["per_class"]]
+    assert [hits / 12 for hits in columns["ensemble, %"]] == pytest.approx([row["accuracy"] for row in scores["per_class"]])
+    reader = Reader(text)
+    cells = [cell.strip() for cell in reader.text["td"]]
+    for key in ("accuracy_many", "accuracy_few", "ece"):
+        assert f"{100 * scores[key]:.1f}" in cells
+    assert cells.count("n/a") == 0
+    assert f"{100 * scores['experts'][2]['accuracy_few']:.1f}" in cells and "seed 0, last epoch (4)" in text
+
+
+def test_an_empty_group_and_a_single_expert_are_not_applicable(tmp_path: Path) -> None:
+    from mdcs.evaluation import predictions
+
+    folder = make_run(tmp_path / "one", names=["a", "b"], num_experts=1)
+    known = json.loads((folder / "classes.json").read_text())
+    (folder / "classes.json").write_text(json.dumps(known | {"counts": [500, 400]}))
+    scores = json.loads((folder / "scores.json").read_text())
+    scores |= {"accuracy_few": None, "accuracy_medium": None}
+    scores["experts"][0] |= {"accuracy_few": None, "accuracy_medium": None}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    text = page([folder])
+    assert (
+        "<td>n/a</td>" in text
+        and ">n/a</text>" in text
+        and "n/a: a single expert" in text
+        and "nan" not in text.lower().replace("nana", "")
+    )
+    assert predictions.classes_from_json(folder / "classes.json").few.sum() == 0
+
+
+def test_several_runs_side_by_side(tmp_path: Path, folder: Path) -> None:
+    other = make_run(tmp_path / "other", names=NASTY, seed=1, loss=CONFIG["loss"] | {"alpha": 0.0})
+    renamed = make_run(tmp_path / "renamed", names=[f"{name}!" for name in NASTY])
+    text = page([folder, other])
+    reader = Reader(text)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert [column["title"] for column in data["columns"]][4:] == ["mine, %", "other, %"]
+    assert "loss.alpha" in reader.text["th"] and "seed" in reader.text["th"] and "loss._target_" not in reader.text["th"]
+    assert "do not compare their numbers" not in text and len([1 for a in reader.all("g") if a.get("class") == "dots sparse"]) == 2
+    assert "The runs have different classes" in page([folder, renamed])
+    fewer = make_run(tmp_path / "fewer", names=NASTY, per_class=5)
+    assert "do not compare their numbers" in page([folder, fewer])
+
+
+def pictures_of(folder: Path, side: int) -> Pictures:
+    paths = (folder / "predictions" / "test" / "paths.txt").read_text().split("\n")[:-1]
+    images = torch.randint(0, 256, (len(paths), 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Pictures(images, torch.zeros(len(paths), dtype=torch.int64), torch.arange(len(paths)), paths)
+
+
+@pytest.mark.parametrize(("side", "shown", "kind"), [(8, 8, "PNG"), (200, 96, "JPEG")])
+def test_thumbnails(folder: Path, side: int, shown: int, kind: str) -> None:
+    pictures = pictures_of(folder, side)
+    text = page([folder], pictures)
+    images = Reader(text).all("img")
+    assert 12 < len(images) <= 24 and len(text) < 1_000_000
+    number = int(re.search(r"picture (\d+)", images[0]["alt"]).group(1))
+    image = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].split(",")[1])))
+    assert image.size == (shown, shown) and image.format == kind
+    if kind == "PNG":
+        assert np.array_equal(np.asarray(image), pictures.images[number].permute(1, 2, 0).numpy())
+
+
+def test_pictures_that_cannot_be_had_are_a_sentence(folder: Path) -> None:
+    text = page([folder])  # digits, but the run was predicted on other paths
+    assert "The pictures are not shown: the dataset has another number of pictures than were predicted" in text
+    moved = pictures_of(folder, 8)._replace(paths=[f"x{i}" for i in range(120)])
+    assert "the dataset holds other pictures than were predicted" in page([folder], moved)
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "mine")
+    assert write_report(folder) == folder / "report.html"
+    first = (folder / "report.html").read_bytes()
+    assert report(run=str(folder)) == folder / "report.html" and (folder / "report.html").read_bytes() == first
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    (tmp_path / "index.html").write_text("mine, by hand")
+    for words, expected in [
+        ({}, "give run=DIR"),
+        ({"run": str(folder), "runs": [str(folder)]}, "each folder once"),
+        ({"run": str(folder), "output": str(tmp_path / "a.pdf")}, r"ends in \.html"),
+        ({"run": str(folder), "output": str(tmp_path / "none" / "a.html")}, "there is no folder"),
+        ({"run": str(folder), "output": str(tmp_path / "index.html")}, "is no report"),
+        ({"run": str(tmp_path)}, "not a run folder"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            report(**words)
+    assert (tmp_path / "index.html").read_text() == "mine, by hand" and not list(tmp_path.glob("*.part"))
+    report(run=str(folder), output=str(tmp_path / "index.html"), overwrite=True)
+    assert "mdcs report" in (tmp_path / "index.html").read_text()
+
+
+def test_axes_and_ticks() -> None:
+    assert [Axis(1, 100, 0, 10, log=True)(value) for value in (1, 10, 100)] == pytest.approx([0, 5, 10])
+    assert list(ticks(0, 100)) == [0, 20, 40, 60, 80, 100] and list(ticks(1, 60)) == [20, 40, 60] and list(ticks(3, 3)) == [3]
+    assert list(log_ticks(1.8, 120).values()) == ["2", "5", "10", "20", "50", "100"] and list(log_ticks(1, 1000)) == [1, 10, 100, 1000]
+    drawn = scatter("k", "title <b>", "said", [(10, 0), (1000, 100)], ("x", "y"))
+    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    assert float(circles[0][0]) < float(circles[1][0]) and (float(circles[0][1]), float(circles[1][1])) == (254, 14)
+    assert "&lt;b&gt;" in drawn and "<b>" not in drawn
