@@ -175,7 +175,7 @@ def test_classes_without_pictures(tmp_path: Path) -> None:
     splits = small(write(tmp_path, files | {"train/leer/": b""}))
     assert splits.classes.names == ("a b=c", "图片")
     assert noted(splits, "2 classes have no training picture", "leer, Ähre")
-    assert noted(splits, "1 classes have no test picture", "图片")
+    assert noted(splits, "1 class (图片) has no test picture")
     assert splits.test is not None and splits.test.labels.tolist() == [0, 0]
     with pytest.raises(UserError, match="class 'Ähre' has no training picture"):
         small(tmp_path, classes=["Ähre", "图片"])
@@ -185,7 +185,7 @@ def test_single_pictures_and_chosen_classes(tmp_path: Path) -> None:
     splits = small(write(tmp_path, classes({"a": 5, "b": 1, "c": 2})), classes=["c", "b"])
     assert splits.classes.names == ("c", "b") and splits.classes.counts.tolist() == [1, 1]
     assert splits.val is not None and splits.val.labels.tolist() == [0]
-    assert noted(splits, "1 classes have a single training picture", "b")
+    assert noted(splits, "1 class (b) has a single training picture")
 
 
 def test_nothing_to_judge_by(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_equal_sizes_are_no_duplicates(tmp_path: Path) -> None:
         for number, (split, name) in enumerate((s, n) for s in ("train", "test") for n in "ab")
     }
     assert small(write(tmp_path, files | {"train/a/2.bmp": head + b"9"})).notes == (
-        "1 classes have a single training picture, so none in the validation split: b",
+        "1 class (b) has a single training picture, so none in the validation split",
     )
 
 

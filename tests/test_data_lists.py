@@ -136,7 +136,7 @@ def test_lists_to_pictures(tmp_path: Path) -> None:
     assert list(splits.test.paths) == [line.rsplit(" ", 1)[0] for line in SMALL[TEST]]
     # 7 training and 2 validation pictures come before the test split's own
     assert splits.test.plain(torch.tensor([3]))[0, :, 16, 16].tolist() == [12, 24, 243]
-    assert splits.notes == ("1 classes have no validation picture, so they are left out of its averages: bazaar/indoor",)
+    assert splits.notes == ("1 class (bazaar/indoor) has no validation picture, so its averages go without",)
 
 
 def test_lists_lie_in_the_root_beside_it_or_where_they_are_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

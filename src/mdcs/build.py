@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from mdcs import config
 from mdcs.augment.views import Augment
+from mdcs.data.cache import cached
 from mdcs.data.module import LongTailData, require_even_share
 from mdcs.data.splits import DataSource, Splits
 from mdcs.data.squares import Images, batches
@@ -31,6 +32,7 @@ from mdcs.types import Backbone, Classes, Loss
 
 # What of a group is not the constructor's of its _target_.
 LOADER_KEYS = ("batch_size", "num_workers", "sampler", "repeats", "crop_scale", "crop_ratio")
+DATA_KEYS = (*LOADER_KEYS, "cache")
 SCHEDULE_KEYS = ("schedule", "warmup_epochs", "milestones", "gamma")
 OTHER_OPTIM_KEYS = ("backbone_lr", "ema_decay", "ema_evaluate")
 OTHER_MODEL_KEYS = ("head", "pretrained")
@@ -55,7 +57,7 @@ class Run:
     @cached_property
     def splits(self) -> Splits:
         """The pictures, read when they are first asked for: a loaded run predicts without its dataset."""
-        return self.source.splits()
+        return cached(self.source.splits(), self.config["data"].get("cache"))
 
     def data(self) -> LongTailData:
         """Loaders over the splits."""
@@ -109,7 +111,7 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None, resumed: bool 
     """
     own = copy.deepcopy(dict(cfg))
     check_scalars(own)
-    source: DataSource = instantiate({k: v for k, v in cfg["data"].items() if k not in LOADER_KEYS}, DataSource, "data")
+    source = make_source(cfg["data"])
     schedule = make_schedule(cfg)
     optimiser = make_optimiser(cfg["optim"])
     num_experts = cfg["model"]["num_experts"]
@@ -140,7 +142,7 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None, resumed: bool 
     module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"], **averaging)
     run = Run(own, source, classes, net, module, notes=tuple(notes))
     if splits is not None:
-        run.splits = splits
+        run.splits = cached(splits, cfg["data"].get("cache"))
         run.data()  # refuses bad loader settings before anything is written
     return run
 
@@ -157,6 +159,12 @@ def load(folder: str | Path) -> Run:
     run = build(cfg, classes_from_json(folder / "classes.json"))
     run.folder = folder
     return run.load_weights(folder / "checkpoints" / f"{cfg['checkpoint']}.ckpt")
+
+
+def make_source(node: Mapping[str, Any]) -> DataSource:
+    """The dataset that the `data` node describes, without what is the loaders' in it; nothing is read."""
+    source: DataSource = instantiate({key: value for key, value in node.items() if key not in DATA_KEYS}, DataSource, "data")
+    return source
 
 
 def check_scalars(cfg: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mdcs import config
 from mdcs.augment.views import Augment
-from mdcs.build import LOADER_KEYS
+from mdcs.build import LOADER_KEYS, make_source
 from mdcs.contact_sheet import contact_sheet, example_rows
 from mdcs.data.benchmarks import Facts, published
 from mdcs.data.decode import Decoded
@@ -60,8 +60,8 @@ def check(
     for key in ("root", "file"):
         if data.get(key) and not data.get("download") and not os.path.exists(data[key]):
             raise UserError(f"data.{key}={data[key]}: there is nothing there; data/README.md says what to get and how to lay it out")
-    data, augment = with_choices({**data, "cache": None} if "cache" in data else data, augment)
-    source: DataSource = instantiate({key: value for key, value in data.items() if key not in LOADER_KEYS}, DataSource, "data")
+    data, augment = with_choices(data, augment)
+    source = make_source(data)
     try:
         splits = source.splits()
     except UserError as mistake:
@@ -86,7 +86,7 @@ def name_of(data: Mapping[str, Any]) -> str:
 def with_choices(data: Mapping[str, Any], augment: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Settings in which what is left to the pictures is decided, as `mdcs train` does."""
     if data.get("image_size") == AUTO:
-        source: DataSource = instantiate({key: value for key, value in data.items() if key not in LOADER_KEYS}, DataSource, "data")
+        source = make_source(data)
         data = {**data, "image_size": source.survey().image_size}
     if augment.get("_target_") == AUTO:
         augment = config.plain(config.compose("train", [f"augment={'cifar' if data['image_size'] <= SMALL else 'imagenet'}"]))["augment"]

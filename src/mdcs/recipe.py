@@ -8,9 +8,7 @@ import os
 from typing import Any
 
 from mdcs import config
-from mdcs.build import LOADER_KEYS
-from mdcs.data.splits import DataSource
-from mdcs.instantiate import instantiate
+from mdcs.build import make_source
 
 AUTO = "auto"
 SMALL = 64  # pixels, up to which pictures are handled as CIFAR's are
@@ -33,8 +31,7 @@ def composed(words: list[str]) -> Any:
         return config.compose("train", words)
 
     node = config.with_absolute_paths({"data": config.plain(first)["data"]})["data"]
-    source: DataSource = instantiate({key: value for key, value in node.items() if key not in LOADER_KEYS}, DataSource, "data")
-    survey = source.survey()
+    survey = make_source(node).survey()
     size = node["image_size"] if node["image_size"] != AUTO else survey.image_size
     chosen = [f"data.image_size={size}"]
     if made["model"] == AUTO:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mdcs.data.archives import LAYOUTS, layout_of, read_archive, read_folder
 from mdcs.data.classes import Profile, long_tailed_counts
 from mdcs.data.decode import decode
-from mdcs.data.splits import DataSource, Listing, Source, Splits, long_tailed_splits
+from mdcs.data.splits import DataSource, Listing, Source, Splits, having, long_tailed_splits
 from mdcs.data.store import Store, open_store
 from mdcs.data.tree import Part, class_tree
 from mdcs.errors import UserError
@@ -109,7 +109,7 @@ class Cifar(DataSource):
         counts = [min(pair) for pair in zip(wanted, available, strict=True)]
         short = [name for name, count, want in zip(source.names, counts, wanted, strict=True) if count < want]
         if short:
-            note = f"{len(short)} classes have fewer training pictures than data.profile asks for and give all: {', '.join(short)}"
+            note = f"{having(short)} fewer training pictures than data.profile asks for, and so all are taken"
             source = source._replace(notes=(*source.notes, note))
         if min(available) < max(available) and sum(counts) < sum(available):
             note = f"{sum(counts)} of {sum(available)} training pictures are drawn; data.imbalance_factor=null takes all as they are"

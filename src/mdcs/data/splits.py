@@ -152,13 +152,18 @@ def long_tailed_splits(
         raise UserError("there is neither a test nor a validation split, so nothing to judge the run by: set data.val_fraction=0.1")
     notes = source.notes
     if carved_from := [name for name, count in zip(source.names, counts, strict=True) if count == 1] if len(carved) else []:
-        notes += (f"{len(carved_from)} classes have a single training picture, so none in the validation split: {listed(carved_from)}",)
+        notes += (f"{having(carved_from)} a single training picture, so none in the validation split",)
     for split, listing in (("validation", source.val), ("test", source.test)):
         if listing is not None and (absent := np.setdiff1d(np.arange(len(source.names)), listing.labels)).size:
             names = [source.names[label] for label in absent]
-            notes += (f"{len(names)} classes have no {split} picture, so they are left out of its averages: {listed(names)}",)
+            notes += (f"{having(names)} no {split} picture, so its averages go without",)
     classes = Classes.of(train.labels, source.names, many_above, few_below)
     return Splits(train, val, test, classes, tuple(counts), notes)
+
+
+def having(names: Sequence[str]) -> str:
+    """1 class (fly) has; 2 classes (ant, bee) have."""
+    return f"{len(names)} {'classes' if len(names) > 1 else 'class'} ({listed(names)}) {'have' if len(names) > 1 else 'has'}"
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
