@@ -1,0 +1,158 @@
+"""Does consistency self-distillation lower the variance? Bias and variance on digits-LT over 20 training subsets drawn anew.
+
+    python benchmarks/variance.py --runs runs/variance      # 80 runs of 120 epochs, two at a time on one thread each: about an hour
+
+Each run is `mdcs train` in its own process; finished runs are kept and interrupted ones resumed, so the call can be repeated. `seed` and
+`data.subset_seed` move together: run m of every method sees the same pictures, so differences between methods are paired. The 600 test
+pictures are the same in all. Every method sees both views. The last epoch is scored; nothing is chosen on the test split.
+
+Two kinds of intervals, since there are two things that could have come out otherwise: other test pictures (bootstrap over pictures, given
+these runs) and other training subsets (jackknife over the runs, given these pictures). Writes benchmarks/results/variance.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows
+from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.types import Classes
+
+BOTH = "loss.views=[weak,strong]"
+METHODS = {
+    "CE, K = 1": ["loss=ce", BOTH, "model.num_experts=1"],
+    "balanced softmax, K = 3": ["loss=balanced_softmax", BOTH],
+    "MDCS without consistency": ["loss=mdcs", "loss.alpha=0"],
+    "MDCS": ["loss=mdcs"],
+}
+PAIRS = [("MDCS", "MDCS without consistency"), ("MDCS", "balanced softmax, K = 3"), ("MDCS", "CE, K = 1")]
+SLUGS = dict(zip(METHODS, ("ce", "bs3", "mdcs_alpha0", "mdcs"), strict=True))
+GROUPS = ("all", "many", "medium", "few")
+UNITS = {"error": 100, "bias": 100, "variance": 100, "disagreement": 100, "nll": 1, "kl_bias": 1, "kl_variance": 1}
+
+
+def train(method: str, number: int, epochs: int, place: Path) -> Path:
+    """One run in its own process, unless it is finished."""
+    folder = place / f"{SLUGS[method]}-{number}"
+    if not (folder / "scores.json").exists():
+        if (folder / "config.yaml").exists():
+            words = [f"resume={folder}"]
+        else:
+            seeds = [f"seed={number}", f"data.subset_seed={number}"]
+            words = [*METHODS[method], *seeds, f"trainer.max_epochs={epochs}", "data=digits", f"hydra.run.dir={folder}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-m", "mdcs", "train", *words], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{folder}: {done.stderr or done.stdout}")
+    return folder
+
+
+def means(runs: Sequence[Predictions], classes: Classes, of: str = "ensemble") -> np.ndarray:
+    """(group, statistic) of some runs."""
+    table = group_rows(decompose(runs, classes)[of], runs[0].labels, classes, resamples=1)
+    return np.stack([table[group][:, 0] for group in GROUPS])
+
+
+def left_out(runs: Sequence[Predictions], classes: Classes) -> np.ndarray:
+    """(run, group, statistic): `means` without each run."""
+    return np.stack([means([run for other, run in enumerate(runs) if other != m], classes) for m in range(len(runs))])
+
+
+def jackknife(without_M: np.ndarray) -> np.ndarray:
+    """Half the width of the 95 % t interval from leave-one-run-out values (Tukey 1958)."""
+    num_runs = len(without_M)
+    error = np.sqrt((num_runs - 1) / num_runs * ((without_M - without_M.mean(0)) ** 2).sum(0))
+    half: np.ndarray = stats.t.ppf(0.975, num_runs - 1) * error
+    return half
+
+
+def cell(mean: float, scale: int, bounds: Sequence[float], half: float | None, signed: bool = False) -> str:
+    """A number with its interval over pictures, and ± that over runs."""
+    digits, sign = (1 if scale == 100 else 3), "+" if signed else ""
+    text = f"{scale * mean:{sign}.{digits}f} [{', '.join(f'{scale * bound:{sign}.{digits}f}' for bound in bounds)}]"
+    return text if half is None else f"{text} ± {scale * half:.{digits}f}"
+
+
+def rows_of(name: str, table: dict, half: np.ndarray | None, signed: bool = False) -> list[str]:
+    """Lines of a table: one a group."""
+    lines = []
+    for g, group in enumerate(GROUPS):
+        cells = []
+        for v, statistic in enumerate(STATISTICS):
+            mean, *bounds = table[group][v]
+            cells.append(cell(mean, UNITS[statistic], bounds, None if half is None else half[g, v], signed))
+        lines.append(f"| {name} | {group} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def tables(runs: dict[str, list[Predictions]], classes: Classes) -> list[str]:
+    """The three tables: ensembles, paired differences, single experts."""
+    values = {method: decompose(of, classes) for method, of in runs.items()}
+    labels = runs["MDCS"][0].labels
+    without = {method: left_out(of, classes) for method, of in runs.items()} if len(runs["MDCS"]) > 2 else {}
+    units = " | ".join(f"{name.replace('_', ' ')}, {'%' if scale == 100 else 'nats'}" for name, scale in UNITS.items())
+    head = [f"| | classes | {units} |", "|" + "---|" * (len(UNITS) + 2)]
+    lines = ["## Ensembles", "", *head]
+    for method, of in values.items():
+        half = jackknife(without[method]) if without else None
+        lines += rows_of(method, group_rows(of["ensemble"], labels, classes), half)
+    lines += ["", "## Paired differences of the ensembles", "", *head]
+    for one, other in PAIRS:
+        half = jackknife(without[one] - without[other]) if without else None
+        difference = group_rows(values[one]["ensemble"] - values[other]["ensemble"], labels, classes)
+        lines += rows_of(f"{one} − {other}", difference, half, signed=True)
+    lines += ["", "## Single experts", "", *head]
+    for method, of in values.items():
+        for expert in list(of)[1:] if len(of) > 2 else []:
+            lines += rows_of(f"{method}, {expert}", group_rows(of[expert], labels, classes), None)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/variance"), help="where the runs are kept")
+    parser.add_argument("--subsets", type=int, default=20, help="M, runs of each method")
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "variance.md")
+    arguments = parser.parse_args()
+    place = arguments.runs.absolute()
+
+    jobs = [(method, number) for number in range(arguments.subsets) for method in METHODS]
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        folders = dict(zip(jobs, pool.map(lambda job: train(*job, arguments.epochs, place), jobs), strict=True))
+    epochs = {json.loads((folder / "scores.json").read_text())["epochs"] for folder in folders.values()}
+    if epochs != {arguments.epochs}:
+        sys.exit(f"{place} holds runs of {sorted(epochs)} epochs, asked for {arguments.epochs}: choose another --runs")
+
+    first, runs = folders[jobs[0]], {}
+    classes, known = classes_from_json(first / "classes.json"), json.loads((first / "scores.json").read_text())
+    for method in METHODS:
+        runs[method] = [Predictions.read(folders[method, number] / "predictions" / "test") for number in range(arguments.subsets)]
+    lines = [
+        f"# Bias and variance on digits-LT: M = {arguments.subsets} subsets drawn anew, {known['n']} test pictures",
+        "",
+        f"`python benchmarks/variance.py --subsets {arguments.subsets} --epochs {arguments.epochs}`, commit {known['git_commit']}, "
+        f"torch {known['versions']['torch']}, {known['device']}, one thread a run, 2 views, last epoch.",
+        "",
+        "[ ] 95 % bootstrap interval over test pictures, given these runs; ± half of the 95 % jackknife interval over runs, given these "
+        "pictures (rough for bias and variance, since a mode jumps). Definitions: `mdcs.analysis.bias_variance.decompose`. "
+        f"Many-, medium- and few-shot: more than {classes.many_above} training pictures, between, fewer than {classes.few_below}.",
+        "",
+        *tables(runs, classes),
+    ]
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(arguments.output.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
