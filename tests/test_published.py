@@ -1,0 +1,79 @@
+"""`mdcs import`: a checkpoint as the published code writes it becomes a run folder that evaluates, predicts and can be trained on."""
+
+import configparser
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mdcs
+from conftest import golden
+from mdcs.cli import other_words, train_words
+from mdcs.errors import UserError
+
+NAMES = [f"class {label}" for label in range(10)]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint with the golden CIFAR-10 weights and, as upstream, a pickled configuration object; pictures of ten classes."""
+    folder = tmp_path_factory.mktemp("published")
+    vectors = golden("resnet32_experts.npz")
+    start = "c10/state/"
+    state = {f"module.{key.removeprefix(start)}": torch.from_numpy(vectors[key]).float() for key in vectors if key.startswith(start)}
+    torch.save(
+        {"arch": "ResNet32Model", "epoch": 400, "state_dict": state, "config": configparser.ConfigParser()}, folder / "model_best.pth"
+    )
+    random = np.random.RandomState(0)
+    for split, number in (("train", 3), ("test", 2)):
+        for name in NAMES:
+            (folder / "pictures" / split / name).mkdir(parents=True)
+            for picture in range(number):
+                pixels = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / "pictures" / split / name / f"{picture}.bmp")
+    return folder / "model_best.pth", folder / "pictures"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+def test_a_published_checkpoint_becomes_a_run(places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pictures = places
+    monkeypatch.chdir(tmp_path)
+    data = ["data=cifar10", f"data.root={pictures}", "data.imbalance_factor=1"]
+    folder = other_words("import", ["format=mdcs", f"file={file}", *data, "output=imported"])
+    run = mdcs.load(folder)
+    vectors = golden("resnet32_experts.npz")
+    with torch.no_grad():
+        out = run.net.double().eval()(torch.from_numpy(vectors["input"]))
+    assert np.abs(out.logits.numpy() - vectors["c10/eval/logits"]).max() < 1e-5  # the weights go through float32, which holds them exactly
+    assert run.classes.names == tuple(NAMES) and run.config["model"]["depth"] == 32
+
+    scores = other_words("evaluate", [f"run={folder}"])
+    assert scores["n"] == 20 and json.loads((tmp_path / "imported" / "scores.json").read_text())["accuracy"] == scores["accuracy"]
+
+    tuned = train_words(
+        [*data, f"model.pretrained={folder}", "trainer.max_epochs=1", "optim.lr=0", "hydra.run.dir=tuned", "optim.warmup_epochs=0"]
+    )
+    for name, weight in mdcs.load(folder).net.named_parameters():
+        assert torch.equal(weight, tuned.net.get_parameter(name)), name
+    assert any("classifiers are taken, too" in note for note in tuned.notes)
+
+
+def test_mistakes(places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, pictures = places
+    monkeypatch.chdir(tmp_path)
+    data = [f"data.root={pictures}", "data.imbalance_factor=1"]
+    three = ["data=cifar10", "data.classes=['class 1','class 2','class 3']"]
+    with pytest.raises(UserError, match=r"is a network for 10 classes, but this dataset has 3"):
+        other_words("import", [f"file={file}", *three, *data, "output=wrong"])
+    with pytest.raises(UserError, match=r"there is no such file"):
+        other_words("import", ["file=nothing.pth", "data=cifar10", *data, "output=wrong"])
+    with pytest.raises(UserError, match=r"^import.format='ride': expected one of mdcs"):
+        other_words("import", ["format=ride", f"file={file}", "data=cifar10", *data])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UserError, match=r"exists already"):
+        other_words("import", [f"file={file}", "data=cifar10", *data, "output=full"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
