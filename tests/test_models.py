@@ -19,9 +19,9 @@ VECTORS = golden("resnet32_experts.npz")
 DEAD = ("linear_head", "linear_few", "mlp")  # in the published network, but never in its forward
 
 
-def from_published(prefix: str, num_classes: int) -> ExpertNet:
+def from_published(prefix: str, num_classes: int, grouped: bool = False) -> ExpertNet:
     """Our network with the published weights, in float64."""
-    net = ExpertNet(ResNetCifar(3, 32, (16, 24, 48)), num_classes)
+    net = ExpertNet(ResNetCifar(3, 32, (16, 24, 48), grouped), num_classes)
     names = {name.removeprefix(f"{prefix}/state/"): name for name in VECTORS.files if name.startswith(f"{prefix}/state/")}
     state = {
         name: torch.from_numpy(VECTORS[key])
@@ -59,9 +59,9 @@ def sgd(net: ExpertNet, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(net.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-@pytest.mark.parametrize(("prefix", "num_classes"), [("c10", 10), ("c100", 100)])
-def test_golden_forward(prefix: str, num_classes: int) -> None:
-    net = from_published(prefix, num_classes).eval()
+@pytest.mark.parametrize(("prefix", "num_classes", "grouped"), [("c10", 10, False), ("c100", 100, False), ("c100", 100, True)])
+def test_golden_forward(prefix: str, num_classes: int, grouped: bool) -> None:
+    net = from_published(prefix, num_classes, grouped).eval()
     images = torch.from_numpy(VECTORS["input"])
     with torch.no_grad():
         out = net(images)
@@ -110,8 +110,9 @@ def hash_image(name: str) -> Tensor:
     return torch.from_numpy(2 * (2 * hash_u(name, 4 * 3 * 32 * 32) - 1)).view(4, 3, 32, 32)
 
 
-def test_golden_trajectory_of_eight_steps() -> None:
-    net = from_published("c10", 10).train()
+@pytest.mark.parametrize("grouped", [False, True])
+def test_golden_trajectory_of_eight_steps(grouped: bool) -> None:
+    net = from_published("c10", 10, grouped).train()
     optimiser = sgd(net, 0.05)
     counts = torch.from_numpy(VECTORS["c10/train/counts"]).long()
     for i in range(8):
