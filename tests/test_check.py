@@ -147,6 +147,7 @@ def test_counts_are_compared_with_those_published() -> None:
         "not as published: 149 train pictures instead of 150; 0 test pictures instead of 6; 100 pictures in the largest class instead of "
         "101; 0 many-shot classes instead of 1; 2 medium-shot classes instead of 1"
     )
+    assert of_counts(of_sizes([7], test=1), None).state == "off"
     assert of_counts(of_sizes([7, 5], test=1), None).detail.endswith("nothing is published of these settings")
 
 

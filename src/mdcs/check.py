@@ -24,7 +24,7 @@ from mdcs.data.splits import DataSource, Pictures, Splits, listed
 from mdcs.data.store import Directory, Store
 from mdcs.data.survey import evenly, in_threads, refusals
 from mdcs.errors import UserError
-from mdcs.instantiate import instantiate
+from mdcs.instantiate import check_arguments, instantiate
 from mdcs.output import check_output, complete_or_absent
 from mdcs.recipe import AUTO, SMALL
 
@@ -66,8 +66,9 @@ def check(
         splits = source.splits()
     except UserError as mistake:
         return told([Finding("reading", "off", str(mistake))])
-    # as the loaders of a run crop them
-    splits = LongTailData(splits, **{key: data[key] for key in LOADER_KEYS if key in data}).splits
+    loader = {key: data[key] for key in LOADER_KEYS if key in data}
+    check_arguments(LongTailData, loader, "data", {"splits": splits})
+    splits = LongTailData(splits, **loader).splits  # as the loaders of a run crop them
     files, good = of_files(splits)
     findings = [*(Finding("note", "note", note) for note in splits.notes), of_counts(splits, published(data)), *files]
     findings += [of_sample(splits, good, sample), of_overlap(splits), *of_single_pictures(splits)]
@@ -100,6 +101,8 @@ def of_counts(splits: Splits, facts: Facts | None) -> Finding:
     groups = ", ".join(f"{int(group.sum())} {name}-shot" for name, group in splits.classes.groups.items())
     detail = ", ".join(f"{count:,} {name}" for name, count in found.items())
     detail += f"; {len(counts):,} classes of {counts.max():,} to {counts.min():,} training pictures; {groups}"
+    if len(counts) < 2:
+        return Finding("counts", "off", f"there is one class only, {splits.classes.names[0]!r}: a classifier needs at least two")
     if facts is None:
         return Finding("counts", "ok", f"{detail}; nothing is published of these settings")
     found["train"] = int(counts.sum())
