@@ -69,7 +69,7 @@ def main() -> None:
 
 def told(mistake: UserError) -> int:
     """Print the mistake in one line, once for all ranks; exit code 2."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+    if config.first_rank():
         print(f"mdcs: {' '.join(str(mistake).split())}", file=sys.stderr)
     return 2
 

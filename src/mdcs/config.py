@@ -18,6 +18,11 @@ NO_PATHS = ("null", "true", "false")  # what an optional path may be instead
 VERSION_BASE = "1.3"
 
 
+def first_rank() -> bool:
+    """Whether this process speaks for all ranks of a run."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 def conf_dir() -> Path:
     """The folder of YAML files: inside the package when installed from a wheel, beside `src` in a checkout."""
     packaged = Path(__file__).parent / "conf"

@@ -49,8 +49,7 @@ def composed(words: list[str]) -> Any:
         chosen.append(f"trainer.max_epochs={epochs}")
         if "warmup_epochs" in first.loss and "loss.warmup_epochs" not in keys:
             chosen.append(f"loss.warmup_epochs={max(1, epochs // 20)}")  # 20 of 400 as published
-    for line in survey.lines:
+    for line in (*survey.lines, f"chosen from the pictures, change what you like: {' '.join(chosen)}") * config.first_rank():
         log.info(line)
-    log.info(f"chosen from the pictures, change what you like: {' '.join(chosen)}")
     given = [word for word in words if word.partition("=")[0].lstrip("+") != "data.image_size"]
     return config.compose("train", [*chosen, *given])
