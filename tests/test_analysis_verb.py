@@ -36,7 +36,8 @@ def test_variance_groups_runs_by_method(tmp_path: Path, capsys: pytest.CaptureFi
     for seed in range(2):
         data = CONFIG["data"] | {"subset_seed": seed}
         runs.append(make_run(tmp_path / f"plain-{seed}", seed=seed, loss=CONFIG["loss"] | {"alpha": 0.0}, data=data))
-    rows = analyse([str(run) for run in runs], kind="variance", output=str(tmp_path / "table.csv"))
+    rows = analyse([str(run) for run in runs], kind="variance", output=str(tmp_path / "table.csv"), figure=str(tmp_path / "it.svg"))
+    assert "variance in %" in (tmp_path / "it.svg").read_text()
     assert [(row["method"], row["runs"], row["varied"]) for row in rows[::16]] == [
         ("MDCS, K = 3, loss.alpha=0.6", 3, "seed"),
         ("MDCS, K = 3, loss.alpha=0.0", 2, "seed and data.subset_seed"),
@@ -77,4 +78,6 @@ def test_refusals(tmp_path: Path) -> None:
         analyse([str(one)], split="val")
     with pytest.raises(UserError, match=r"ends in \.csv or \.json"):
         analyse([str(one)], output=str(tmp_path / "table.txt"))
+    with pytest.raises(UserError, match="is drawn for kind=variance"):
+        analyse([str(one)], figure=str(tmp_path / "table.png"))
     assert not list(tmp_path.glob("*table*"))

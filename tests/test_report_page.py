@@ -17,7 +17,7 @@ from PIL import Image
 from mdcs.data.splits import Pictures
 from mdcs.errors import UserError
 from mdcs.report.page import page
-from mdcs.report.svg import Axis, log_ticks, scatter, ticks
+from mdcs.report.svg import Axis, log_ticks, scatter, ticks, trend
 from mdcs.reporting import report, write_report
 from run_cases import CONFIG, make_run
 
@@ -188,7 +188,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"run": str(folder), "output": str(tmp_path / "a.pdf")}, r"ends in \.html"),
         ({"run": str(folder), "output": str(tmp_path / "none" / "a.html")}, "there is no folder"),
         ({"run": str(folder), "output": str(tmp_path / "index.html")}, "is no report"),
-        ({"run": str(tmp_path)}, "not a run folder"),
+        ({"run": str(tmp_path / "none")}, "not a run folder"),
     ]:
         with pytest.raises(UserError, match=expected):
             report(**words)
@@ -204,4 +204,7 @@ def test_axes_and_ticks() -> None:
     drawn = scatter("k", "title <b>", "said", [(10, 0), (1000, 100)], ("x", "y"))
     circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
     assert float(circles[0][0]) < float(circles[1][0]) and (float(circles[0][1]), float(circles[1][1])) == (254, 14)
-    assert "&lt;b&gt;" in drawn and "<b>" not in drawn
+    assert "&lt;b&gt;" in drawn and "<b>" not in drawn and "polyline" not in drawn
+    means = trend([(10.0, 20.0), (1000.0, 40.0), (1.0, 0.0), (100.0, 30.0)], parts=2)
+    assert np.allclose(means, [(10**0.5, 10), (10**2.5, 35)])
+    assert "polyline" in scatter("k", "t", "d", [(i + 1, i) for i in range(50)], ("x", "y"))

@@ -17,6 +17,7 @@ from mdcs.config import read_yaml
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions, classes_from_json
 from mdcs.output import check_output, complete_or_absent
+from mdcs.report.plots import SUFFIXES, bias_variance_bars, save
 from mdcs.types import Classes
 
 SHOWN = {"disagreement": 100, "kl": 1, "js": 1, "kappa": 1, "recall_sd": 100, "oracle_gap": 100}  # and what they are multiplied by
@@ -29,26 +30,36 @@ def analyse(
     kind: Literal["diversity", "variance"] = "diversity",
     split: Literal["train", "val", "test"] = "test",
     output: str | None = None,
+    figure: str | None = None,
     overwrite: bool = False,
 ) -> Rows:
     """Tables over the run folders `runs`, from their stored predictions of `split`; printed, and written to `output` (.csv or .json).
+
+    `figure` (.png, .svg or .pdf; kind=variance) shows bias and variance of the ensembles.
 
     kind=diversity: how the experts of each run differ, by shot group (`DiversitySums.table`).
     kind=variance: bias and variance over runs on subsets drawn anew (`decompose`). Runs that differ in seed and data.subset_seed only are
     runs of one method; each method needs at least two, and all must have been tested on the same pictures. To make them:
     `mdcs train -m 'data.subset_seed=range(20)'`, which on digits-LT and CIFAR-LT leaves the test pictures as they are.
     """
-    place = None if output is None else Path(output)
-    if place is not None:
-        check_output(place, (".csv", ".json"), overwrite)
+    if output is not None:
+        check_output(Path(output), (".csv", ".json"), overwrite)
+    if figure is not None:
+        if kind != "variance":
+            raise UserError(f"figure={figure}: is drawn for kind=variance; `mdcs report run=DIR figures=...` draws a run's diversity")
+        check_output(Path(figure), SUFFIXES, overwrite)
     folders = [run_folder(run) for run in runs]
     if len(set(folders)) < len(folders) or not folders:
         raise UserError(f"runs=[{','.join(runs)}]: expected one or more run folders, each once")
     rows = diversity_rows(folders, split) if kind == "diversity" else variance_rows(folders, split)
-    if place is not None:
-        with complete_or_absent(place) as part:
+    if output is not None:
+        with complete_or_absent(Path(output)) as part:
             write_table(part, rows)
         Console().print(f"table: {output}", highlight=False, soft_wrap=True, markup=False)
+    if figure is not None:
+        with complete_or_absent(Path(figure)) as part:
+            save(bias_variance_bars(rows), part)
+        Console().print(f"figure: {figure}", highlight=False, soft_wrap=True, markup=False)
     return rows
 
 

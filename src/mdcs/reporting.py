@@ -37,6 +37,9 @@ def report(
     folders = [Path(of).resolve() for of in ([run] if run else []) + list(runs)]
     if not folders or len(set(folders)) < len(folders):
         raise UserError("give run=DIR, or runs=[A,B,...] with each folder once")
+    for folder in folders:
+        if not (folder / "config.yaml").exists():
+            raise UserError(f"{folder} is not a run folder, it has no config.yaml")
     place = Path(output) if output else (folders[0] if len(folders) == 1 else Path.cwd()) / "report.html"
     check_place(place, overwrite)
     text = page(folders)

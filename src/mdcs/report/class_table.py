@@ -68,7 +68,8 @@ def class_table(runs: Mapping[str, Contents]) -> str:
         cells = "".join(f"<td{text['text' in column]}>{escape(written(columns, column, c))}</td>" for column in columns[1:])
         lines.append(f'<tr><th scope="row">{escape(names[0][c])}</th>{cells}</tr>')
     options = "".join(f"<option>{group}</option>" for group in GROUPS)
-    caption = escape("; ".join(sorted({run.provenance for run in runs.values()})))
+    known = [f"{name}: {run.provenance}" if len(runs) > 1 else run.provenance for name, run in runs.items()]
+    caption = escape("; ".join(known))
     return f"""<div id="class-table">
 <div class="controls needs-script" hidden>
 <label>Search <input id="search" type="search" autocomplete="off" spellcheck="false"></label>

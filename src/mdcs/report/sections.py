@@ -81,8 +81,8 @@ def summary(runs: Runs) -> str:
         parts.append((f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "") + table(named, rows, caption, main=0))
     if len(runs) > 1:
         rows = [[escape(name), *(percent(run.scores.get(key)) for key in MEASURES)] for name, run in runs.items()]
-        notes = sorted({run.provenance for run in runs.values()})
-        parts.insert(0, table(["ensemble, in %", *heads[1:]], rows, "; ".join(notes) + "."))
+        notes = "; ".join(f"{name}: {run.provenance}" for name, run in runs.items())
+        parts.insert(0, table(["ensemble, in %", *heads[1:]], rows, f"{notes}."))
         if len({run.scores.get("test_set_sha256") for run in runs.values()}) > 1:
             parts.insert(0, "<p>The runs were tested on different pictures (test_set_sha256 differs): do not compare their numbers.</p>")
     return "".join(parts)
@@ -102,7 +102,11 @@ def by_frequency(runs: Runs) -> str:
         title = f"Accuracy against class frequency{suffix}"
         return svg.scatter(f"{key}-frequency", title, said, points, ("training pictures of the class", "accuracy in %"))
 
-    return figures(runs, draw, lambda run: f"Ensemble; {run.provenance}. Point at a dot for its class; a click shows it in the table.")
+    def caption(run: Contents) -> str:
+        line = " The line: means of twelfths of the classes." if len(dots(run)) >= svg.MANY else ""
+        return f"Ensemble; {run.provenance}.{line} Point at a dot for its class; a click shows it in the table."
+
+    return figures(runs, draw, caption)
 
 
 def dots(run: Contents) -> list[int]:

@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 46
+MANY = 50  # dots that get a line of means
 COLOURS = 8  # how many series the style sheet tells apart
 
 Point = tuple[float, float]
@@ -85,7 +86,10 @@ def log_ticks(low: float, high: float) -> dict[float, str]:
 
 
 def scatter(key: str, title: str, description: str, points: Sequence[Point], labels: tuple[str, str]) -> str:
-    """Dots at (x > 0 on a logarithmic axis, per cent): one tab stop, whose arrow keys go from dot to dot, in the order given."""
+    """Dots at (x > 0 on a logarithmic axis, per cent): one tab stop, whose arrow keys go from dot to dot, in the order given.
+
+    Where dots are many, a line shows the means of neighbours.
+    """
     low, high = min(p[0] for p in points), max(p[0] for p in points)
     x, y = x_axis(low / 1.15, high * 1.15, log=True), y_axis(0, 100)
     radius = 5 if len(points) < 200 else 3.5 if len(points) < 2000 else 2.5
@@ -94,7 +98,17 @@ def scatter(key: str, title: str, description: str, points: Sequence[Point], lab
     style = "dots sparse" if len(points) < 200 else "dots"
     body = frame(x, y, log_ticks(low / 1.15, high * 1.15), PERCENT, *labels)
     body += f'<g class="{style}" tabindex="0" role="application" aria-label="{name}">{dots}</g>'
+    body += polyline(trend(points), x, y, 2) if len(points) >= MANY else ""
     return svg(key, title, description, body, role="group")
+
+
+def trend(points: Sequence[Point], parts: int = 12) -> list[Point]:
+    """Means of the points in `parts` sets of about as many each, by x; x is averaged in its logarithm."""
+    ordered, means = sorted(points), []
+    for part in range(parts):
+        of = ordered[part * len(ordered) // parts : (part + 1) * len(ordered) // parts]
+        means.append((math.exp(sum(math.log(x) for x, _ in of) / len(of)), sum(value for _, value in of) / len(of)))
+    return means
 
 
 def bars(key: str, title: str, description: str, groups: Mapping[str, Sequence[float | None]], y_label: str) -> str:
