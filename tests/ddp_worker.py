@@ -40,7 +40,7 @@ def train(folder: Path, words: list[str]) -> tuple[dict[str, torch.Tensor], Any,
     """Network, pictures by epoch and step of this rank, and the last row of metrics."""
     run = build(plain(compose("train", [*WORDS, *words])))
     watch = Watch()
-    trainer = make_trainer(run.config, RunFolder(folder, run.net.num_experts, {}))
+    trainer = make_trainer(run.config, RunFolder(folder, run.net.num_experts, {}), run.splits.val is not None)
     trainer.callbacks.insert(0, watch)
     trainer.fit(run.module, datamodule=run.data())
     return {name: value.cpu() for name, value in run.net.state_dict().items()}, watch.seen, run.module.row

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 VERBS = {
     "train": "train, predict, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
-    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...]: scores from stored predictions or from a checkpoint",
-    "check": "data=... [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
+    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...] [logit_adjustment=1]: scores, also on other test distributions",
+    "check": "data=... [sample=256|all] [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
     "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
     "compare": "runs=[A,B,...]: mean and s.d. over seeds, paired tests, a table of what differs",
     "analyse": "runs=[A,B,...] kind=diversity|variance: how the experts differ; bias and variance over re-drawn training pictures",
     "report": "run=DIR, or runs=[A,B]: report.html, one page to look at",
+    "dashboard": "project=ENTITY/PROJECT [dry_run=true output=FILE.json]: a W&B page that compares the experts of all runs there",
     "export": "run=DIR format=torch|onnx|safetensors output=FILE: the model with its class names and preprocessing",
     "import": "format=mdcs file=model_best.pth data=...: a checkpoint of the published code into a run folder",
 }
@@ -35,6 +36,7 @@ FUNCTIONS = {
     "compare": ("mdcs.compare", "compare"),
     "analyse": ("mdcs.analyse", "analyse"),
     "report": ("mdcs.reporting", "report"),
+    "dashboard": ("mdcs.dashboarding", "dashboard"),
     "export": ("mdcs.export", "export"),
     "import": ("mdcs.published", "import_published"),
 }
@@ -120,7 +122,7 @@ def train_words(words: list[str]) -> "Run":
     from mdcs.recipe import composed
 
     cfg = composed(words)
-    return train_config(config.plain(cfg), Path(config.run_dir(cfg)))
+    return train_config(config.with_names(config.plain(cfg), cfg.hydra.runtime.choices), Path(config.run_dir(cfg)))
 
 
 def train_config(cfg: dict[str, Any], folder: Path) -> "Run":
@@ -155,6 +157,7 @@ def other_words(verb: str, words: list[str]) -> Any:
         for word in words:
             if word.startswith("data="):
                 raise UserError(f"{word}: a run is evaluated on its own kind of dataset; give data.root=... or other settings of it")
+        words = [f"++{word}" if word.startswith("data.") else word for word in words]  # any setting of whichever dataset the run has
     cfg = config.with_absolute_paths(config.plain(config.compose(verb, words)))
     module, name = FUNCTIONS[verb]
     function = getattr(importlib.import_module(module), name)
@@ -190,7 +193,8 @@ def through_hydra(verb: str, words: list[str]) -> None:
                 from mdcs.recipe import composed
 
                 cfg = composed(list(hydra_cfg.overrides.task))
-            train_config(config.plain(cfg), Path(hydra_cfg.runtime.output_dir))
+            names = hydra_cfg.runtime.choices
+            train_config(config.with_names(config.plain(cfg), names), Path(hydra_cfg.runtime.output_dir))
         except UserError as mistake:
             folder = Path(hydra_cfg.runtime.output_dir)
             if folder.is_dir() and not any(folder.iterdir()):

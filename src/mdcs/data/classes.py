@@ -42,8 +42,10 @@ def long_tailed_subset(labels: np.ndarray, counts: list[int], seed: int) -> np.n
         raise UserError(f"data.subset_seed={seed}: expected a whole number from 0 to 4294967295")
     random = np.random.RandomState(seed)
     chosen = []
+    by_class = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[by_class], np.arange(len(counts) + 1))
     for label, count in enumerate(counts):
-        positions = np.flatnonzero(labels == label)
+        positions = by_class[ends[label] : ends[label + 1]]
         random.shuffle(positions)
         if count > len(positions):
             raise UserError(f"class number {label}: {count} pictures wanted of {len(positions)}")
@@ -60,8 +62,9 @@ def carve_validation(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     if not 0 <= fraction < 1:
         raise UserError(f"data.val_fraction={fraction}: expected a number from 0 up to, but not including, 1")
     is_val = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels) if fraction > 0 else ():
-        positions = np.flatnonzero(labels == label)
+    by_class = np.argsort(labels, kind="stable")
+    for positions in np.split(by_class, np.flatnonzero(np.diff(labels[by_class])) + 1) if fraction > 0 and len(labels) else ():
+        label = labels[positions[0]]
         count = min(max(int(len(positions) * fraction + 0.5), 1), len(positions) - 1)
         order = torch.randperm(len(positions), generator=generator(seed, "validation", int(label))).numpy()
         is_val[positions[order[:count]]] = True
