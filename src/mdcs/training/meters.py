@@ -31,19 +31,17 @@ class EpochMeans(Metric):
     def update(self, parts: dict[str, Tensor], logits_VBKC: Tensor, labels_B: Tensor) -> None:
         rows = len(labels_B)
         scalars = {f"train/{name}": value for name, value in parts.items() if value.ndim == 0}
-        hits = (logits_VBKC.mean(2).argmax(-1) == labels_B).float().mean()
-        values = [value.detach().float() * rows for value in scalars.values()] + [hits * rows]
-        weights = [hits.new_full((), rows)] * len(values)
-        names = [*scalars, "train/acc"]
+        hits_VB = logits_VBKC.mean(2).argmax(-1) == labels_B
+        values = torch.stack([*(value.detach().float() for value in scalars.values()), hits_VB.float().mean()]) * rows
+        weights, names = torch.full_like(values, rows), [*scalars, "train/acc"]
         if "confident_KB" in parts:
-            confident_KB = parts["confident_KB"].float()
-            group_GB = self.groups_GC[:, labels_B].float()
-            values += [*confident_KB.sum(1), *(group_GB * confident_KB.mean(0)).sum(1)]
-            weights += [hits.new_full((), rows)] * self.num_experts + [*group_GB.sum(1)]
+            confident_KB, groups_GB = parts["confident_KB"].float(), self.groups_GC[:, labels_B].float()
+            values = torch.cat([values, confident_KB.sum(1), groups_GB @ confident_KB.mean(0)])
+            weights = torch.cat([weights, weights[:1].expand(self.num_experts), groups_GB.sum(1)])
             names += [f"train/confident_{k + 1}" for k in range(self.num_experts)]
             names += [f"train/confident_{group}" for group in ("many", "medium", "few")]
-        step = torch.stack([torch.stack(values), torch.stack(weights)])
-        self.sums = step if len(self.names) == 0 or self.sums.numel() == 0 else self.sums + step
+        step = torch.stack([values, weights])
+        self.sums = self.sums + step if self.sums.numel() else step
         self.names = names
 
     def local(self) -> dict[str, float]:
