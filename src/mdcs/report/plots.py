@@ -153,7 +153,11 @@ def bias_variance_bars(rows: Sequence[Row], of: str = "ensemble", statistics: Se
             label = f"{row['method']}, {row['runs']} runs" if first else None
             ax.bar(x, mean, 0.74 / len(methods), yerr=error, capsize=2, color=colour(number), ecolor="0.4", label=label)
         sizes = {row["group"]: row["n"] for row in chosen}
-        ax.set(xticks=range(len(groups)), ylabel=f"{statistic.replace('_', ' ')} in {unit}", xlabel=f"classes and test pictures, {of}")
+        ax.set(
+            xticks=range(len(groups)),
+            ylabel=f"{statistic.replace('_', ' ')} in {unit}, 95 % interval",
+            xlabel=f"classes and test pictures, {of}",
+        )
         ax.set_xticklabels([f"{group}\nn = {sizes[group]}" for group in groups])
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper center", fontsize=8)
     return figure

@@ -120,7 +120,7 @@ def by_group(runs: Runs) -> str:
 
     def draw(key: str, suffix: str, run: Contents) -> str:
         sizes, rows = run.group_sizes(), run.measure_rows()
-        groups = {f"{group} ({sizes[group]} classes)": [row[f"accuracy_{group}"] for row in rows] for group in GROUPS}
+        groups = {f"{group} ({sizes[group]})": [row[f"accuracy_{group}"] for row in rows] for group in GROUPS}
         values = {name: [None if value is None else 100 * value for value in of] for name, of in groups.items()}
         said = "; ".join(f"{row['of']}: " + ", ".join(f"{group} {percent(row[f'accuracy_{group}'])}" for group in GROUPS) for row in rows)
         title = f"Accuracy by shot group{suffix}"

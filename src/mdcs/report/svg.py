@@ -128,7 +128,8 @@ def bars(key: str, title: str, description: str, groups: Mapping[str, Sequence[f
             parts.append(f'<text class="value" x="{middle:.1f}" y="{top - 4:.1f}" text-anchor="middle">{said}</text>')
     x = Axis(0, len(groups), LEFT, WIDTH - RIGHT)
     names = {g + 0.5: name for g, name in enumerate(groups)}
-    return svg(key, title, description, frame(x, Axis(0, 100, floor, TOP + 8), names, {}, "", y_label) + "".join(parts))
+    body = frame(x, Axis(0, 100, floor, TOP + 8), names, {}, "classes by training pictures (how many)", y_label)
+    return svg(key, title, description, body + "".join(parts))
 
 
 def lines(
