@@ -1,6 +1,7 @@
 """AutoAugment's CIFAR-10 policy, each picture with its own sub-policy, gates and signs. arXiv:1805.09501, Table 7 as in the MDCS code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,39 +40,34 @@ SUB_POLICIES = (
     (("translate_y", 7, 9), ("autocontrast", 9, 1)),
 )
 
-Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _translate_x(images_B3HW: Tensor, level_B: Tensor, sign_B: Tensor) -> Tensor:
-    right_B = sign_B * level_B * (150 / 331 / 9 * images_B3HW.shape[3])
-    return ops.translate(images_B3HW, torch.zeros_like(right_B), right_B, GREY)
-
-
-def _translate_y(images_B3HW: Tensor, level_B: Tensor, sign_B: Tensor) -> Tensor:
-    down_B = sign_B * level_B * (150 / 331 / 9 * images_B3HW.shape[2])
-    return ops.translate(images_B3HW, down_B, torch.zeros_like(down_B), GREY)
-
-
-# What moves or mixes pixels: (pictures, level, sign) -> pictures. Level and sign (±1) are float64. Rotation is one-sided, as published.
-PIXELS: dict[str, Operation] = {
-    "shear_y": lambda images, level, sign: ops.shear_y(images, sign * level * (0.3 / 9), GREY),
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
-    "rotate": lambda images, level, sign: ops.rotate(images, level * (30 / 9), GREY),
-    "color": lambda images, level, sign: ops.color(images, 1 + sign * level * 0.1),
-    "sharpness": lambda images, level, sign: ops.sharpness(images, 1 + sign * level * 0.1),
+# Blends: (pictures, factor) -> pictures.
+BLENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"color": ops.color, "sharpness": ops.sharpness}
+# Tables that depend on the picture: (pictures, factor) -> tables.
+MEASURED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "contrast": ops.contrast_table,
+    "autocontrast": lambda images, factor: ops.autocontrast_table(images),
+    "equalize": lambda images, factor: ops.equalize_table(images),
 }
-# What maps grey levels: (pictures, level, sign) -> tables; all pictures that need one share a single gather.
-TABLES: dict[str, Operation] = {
-    "brightness": lambda images, level, sign: ops.brightness_table(images, 1 + sign * level * 0.1),
-    "contrast": lambda images, level, sign: ops.contrast_table(images, 1 + sign * level * 0.1),
-    "posterize": lambda images, level, sign: ops.posterize_table(images, (8 - level * (4 / 9)).round().long()),
-    "solarize": lambda images, level, sign: ops.solarize_table(images, 256 - level * (256 / 9)),
-    "invert": lambda images, level, sign: ops.invert_table(images),
-    "autocontrast": lambda images, level, sign: ops.autocontrast_table(images),
-    "equalize": lambda images, level, sign: ops.equalize_table(images),
+# Tables that do not: (any picture, level, factor) -> tables; made once.
+FIXED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "brightness": lambda image, level, factor: ops.brightness_table(image, factor),
+    "posterize": lambda image, level, factor: ops.posterize_table(image, (8 - level * (4 / 9)).round().long()),
+    "solarize": lambda image, level, factor: ops.solarize_table(image, 256 - level * (256 / 9)),
+    "invert": lambda image, level, factor: ops.invert_table(image),
 }
-NAMES = (*PIXELS, *TABLES)
+MOVES = ("rotate", "translate_y", "translate_x")
+# All moves are one gather, all tables one look-up.
+GROUPS = ("moves", "shear_y", *BLENDS, *MEASURED, "fixed", "none")
+NONE = len(GROUPS) - 1
+
+
+class Places(NamedTuple):
+    """Where the pixels of each move and each shear of the policy come from, P = H·W; made once per size of pictures."""
+
+    moves_VP: Tensor  # see `ops.moved`
+    taps_S4P: Tensor  # see `ops.shear_taps`
+    between_SP: Tensor
+    inside_SP: Tensor
 
 
 class AutoAugment(Policy):
@@ -81,46 +77,118 @@ class AutoAugment(Policy):
 
     def __init__(self) -> None:
         super().__init__()
-        # Integers (operation, tenths, level), so that casting the module to bfloat16 does not touch them.
-        rows = [[(NAMES.index(name), tenths, level) for name, tenths, level in pair] for pair in SUB_POLICIES]
-        self.table: Tensor  # (25, 2, 3)
-        self.register_buffer("table", torch.tensor(rows), persistent=False)
+        # Integers, so that casting the module to bfloat16 does not touch them; levels carry their sign.
+        moves, shears, tables = [(0, 0, 0)], [0], [_fixed("none", 0, 1)]
+        rows = []  # by sub-policy, operation and sign: group, move, shear, table, level
+        for pair in SUB_POLICIES:
+            for name, _, level in pair:
+                for sign in (-1, 1):
+                    group, move, shear, table = name, 0, 0, 0
+                    if name in MOVES:  # rotation is one-sided, as published
+                        group, move = "moves", len(moves)
+                        moves.append(tuple((level if m == "rotate" else sign * level) * (m == name) for m in MOVES))
+                    elif name == "shear_y":
+                        shear = len(shears)
+                        shears.append(sign * level)
+                    elif name in FIXED:
+                        group, table = "fixed", len(tables)
+                        tables.append(_fixed(name, level, sign))
+                    rows.append((GROUPS.index(group), move, shear, table, sign * level))
+        buffers = {
+            "chosen": torch.tensor(rows).view(len(SUB_POLICIES), 2, 2, 5),
+            "tenths": torch.tensor([[tenths for _, tenths, _ in pair] for pair in SUB_POLICIES]),
+            "moves": torch.tensor(moves),
+            "shears": torch.tensor(shears),
+            "tables": torch.cat(tables),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
+        self._places: dict[tuple[int, int, torch.device], Places] = {}
 
     def forward(self, images: Tensor, uniform: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 and (B, 5) in [0, 1) -> (B, 3, H, W) uint8."""
         return self.apply_chosen(images, *self.choose(uniform))
 
     def choose(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sub-policy (B,) int64 in 0..24, gates (B, 2) bool, signs (B, 2) float64 ±1, from (B, 5) uniform numbers."""
+        """Sub-policy (B,) int64 in 0..24, gates (B, 2) bool, signs (B, 2) int64 0 or 1 for plus, from (B, 5) uniform numbers."""
         sub_policy_B = (uniform[:, 0] * len(SUB_POLICIES)).long()
-        gates_B2 = uniform[:, 1:3] * 10 < self.table[sub_policy_B, :, 1]
-        signs_B2 = torch.where(uniform[:, 3:5] < 0.5, -1.0, 1.0).double()
-        return sub_policy_B, gates_B2, signs_B2
+        gates_B2 = uniform[:, 1:3] * 10 < self.tenths[sub_policy_B]
+        return sub_policy_B, gates_B2, (uniform[:, 3:5] >= 0.5).long()
 
     def apply_chosen(self, images_B3HW: Tensor, sub_policy_B: Tensor, gates_B2: Tensor, signs_B2: Tensor) -> Tensor:
         """Both operations of each picture's sub-policy, where its gate is open; new pictures, the given ones stay."""
-        images_B3HW = images_B3HW.clone()
+        places = self._places_of(images_B3HW)
+        apply = _in_groups if ops.sorts(images_B3HW) else _at_once
         for step in (0, 1):
-            operation_B, _, level_B = self.table[sub_policy_B, step].unbind(1)
-            operation_B = torch.where(gates_B2[:, step], operation_B, len(NAMES))
-            _apply(images_B3HW, operation_B, level_B.double(), signs_B2[:, step])
+            group_B, *rows = self.chosen[sub_policy_B, step, signs_B2[:, step]].unbind(1)
+            group_B = torch.where(gates_B2[:, step], group_B, NONE)
+            images_B3HW = apply(images_B3HW, group_B, rows, places, self.tables)
         return images_B3HW
 
+    def _places_of(self, images_B3HW: Tensor) -> Places:
+        height, width = images_B3HW.shape[2:]
+        key = (height, width, images_B3HW.device)
+        if key not in self._places:
+            turn_V, down_V, right_V = self.moves.double().unbind(1)
+            side = 150 / 331 / 9
+            moves_VP = ops.moved(turn_V * (30 / 9), down_V * (side * height), right_V * (side * width), height, width)
+            self._places[key] = Places(moves_VP, *ops.shear_taps(self.shears * (0.3 / 9), height, width))
+        return self._places[key]
 
-def _apply(images_B3HW: Tensor, operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> None:
-    """Change each picture in place by its operation, an index into NAMES; len(NAMES) is none. One pass per operation that occurs."""
-    # The sizes of the groups are the only thing that the host must wait for on another device.
-    sizes = torch.bincount(operation_B, minlength=len(NAMES) + 1).tolist()
-    groups = operation_B.argsort().split(sizes)[: len(NAMES)]
-    mapped, tables = [operation_B.new_empty(0)], [images_B3HW.new_empty(0, 3, 256)]
-    for name, rows in zip(NAMES, groups, strict=True):
-        if len(rows) == 0:
-            continue
-        inputs = images_B3HW[rows], level_B[rows], sign_B[rows]
-        if name in PIXELS:
-            images_B3HW[rows] = PIXELS[name](*inputs)
+
+def _fixed(name: str, level: int, sign: int) -> Tensor:
+    """(1, 256) uint8: the table of one of FIXED, else the levels as they are."""
+    if name not in FIXED:
+        return torch.arange(256, dtype=torch.uint8)[None]
+    level_1 = torch.tensor([level], dtype=torch.float64)
+    return FIXED[name](torch.empty(1, 3, 1, 1, dtype=torch.uint8), level_1, _factor(sign * level_1))[:, 0]
+
+
+def _factor(level: Tensor) -> Tensor:
+    return 1 + level.double() * 0.1
+
+
+def _in_groups(images_B3HW: Tensor, group_B: Tensor, rows: Sequence[Tensor], places: Places, tables_TG: Tensor) -> Tensor:
+    """Each picture's operation, on the pictures sorted by it, so that none is computed for a picture that does not want it.
+
+    `rows`, (B,) each: move, shear and table as rows of `places` and `tables`, and the level.
+    """
+    sizes = torch.bincount(group_B, minlength=len(GROUPS)).tolist()  # on another device the host would wait for these
+    order_B = group_B.argsort()
+    columns = [column.index_select(0, order_B).split(sizes) for column in (images_B3HW, *rows)]
+    changed, tables = [], []
+    for name, images, move, shear, table, level in zip(GROUPS, *columns, strict=True):
+        if name in MEASURED:
+            if len(images):
+                tables.append(MEASURED[name](images, _factor(level)).expand(-1, 3, -1))
+        elif name == "fixed":
+            tables.append(tables_TG[table].unsqueeze(1).expand(-1, 3, -1))
+            first, end = sum(sizes[: -2 - len(MEASURED)]), len(group_B) - sizes[-1]
+            mapped = torch.cat([part for part in columns[0][-2 - len(MEASURED) : -1]]) if first < end else images
+            changed.append(ops.look_up(mapped, torch.cat(tables)))
+        elif len(images) == 0 or name == "none":
+            changed.append(images)
+        elif name == "moves":
+            changed.append(ops.take_at(images, places.moves_VP[move], GREY))
+        elif name == "shear_y":
+            changed.append(ops.shear_at(images, *(place[shear] for place in places[1:]), GREY))
         else:
-            mapped.append(rows)
-            tables.append(TABLES[name](*inputs).expand(-1, 3, -1))
-    mapped_rows = torch.cat(mapped)
-    images_B3HW[mapped_rows] = ops.look_up(images_B3HW[mapped_rows], torch.cat(tables))
+            changed.append(BLENDS[name](images, _factor(level)))
+    return torch.cat(changed).index_select(0, order_B.argsort())
+
+
+def _at_once(images_B3HW: Tensor, group_B: Tensor, rows: Sequence[Tensor], places: Places, tables_TG: Tensor) -> Tensor:
+    """The same: every operation on every picture, and each takes its own. No shape depends on the choices, so the host waits for nothing."""
+    move_B, shear_B, table_B, level_B = rows
+    is_group = {name: (group_B == number)[:, None, None] for number, name in enumerate(GROUPS)}
+    # Where a picture's operation is another or its gate is closed, the row is 0: nothing.
+    tables_B3G = tables_TG[torch.where(group_B == NONE, 0, table_B)].unsqueeze(1)
+    for name, table in MEASURED.items():
+        tables_B3G = torch.where(is_group[name], table(images_B3HW, _factor(level_B)), tables_B3G)
+    changed_B3HW = ops.look_up(images_B3HW, tables_B3G)
+    others = {name: blend(images_B3HW, _factor(level_B)) for name, blend in BLENDS.items()}
+    others["moves"] = ops.take_at(images_B3HW, places.moves_VP[move_B], GREY)
+    others["shear_y"] = ops.shear_at(images_B3HW, *(place[shear_B] for place in places[1:]), GREY)
+    for name, other_B3HW in others.items():
+        changed_B3HW = torch.where(is_group[name].unsqueeze(3), other_B3HW, changed_B3HW)
+    return changed_B3HW

@@ -16,12 +16,27 @@ def rows_at_a_time(images: Tensor) -> int:
     return max(1, (2**17 if images.device.type == "cpu" else 2**22) // max(1, images.shape[2] * images.shape[3]))
 
 
+def sorts(images: Tensor) -> bool:
+    """Whether to sort pictures by their operation, so that each costs only its own: on a CPU. On an accelerator the host would have to wait
+    for the sizes of the groups, and no graph could be captured, so there every picture gets every operation and keeps the one it drew."""
+    return images.device.type == "cpu"
+
+
 def take(images_B3HW: Tensor, y: Tensor, x: Tensor, fill: int) -> Tensor:
     """out[b, :, i, j] = images[b, :, y[b, i, j], x[b, i, j]], or `fill` outside. y, x: integers that broadcast to (B, H, W)."""
-    height, width = images_B3HW.shape[2:]
-    framed_B3P = F.pad(images_B3HW, (1, 1, 1, 1), value=fill).flatten(2)  # every outside place is clamped onto the frame of fill
-    place_BHW = y.clamp(-1, height) * (width + 2) + (x.clamp(-1, width) + (width + 3))
-    return framed_B3P.gather(2, place_BHW.long().flatten(1).unsqueeze(1).expand(-1, 3, -1)).view(images_B3HW.shape)
+    return take_at(images_B3HW, framed_place(y, x, *images_B3HW.shape[2:]), fill)
+
+
+def framed_place(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    """(B, P) int64: pixel (y, x) in the flattened picture with a frame of one pixel, onto which every place outside is clamped."""
+    place_BHW = y.clamp(-1, height).mul_(width + 2) + x.clamp(-1, width).add_(width + 3)
+    return place_BHW.long().flatten(1)
+
+
+def take_at(images_B3HW: Tensor, place_BP: Tensor, fill: int) -> Tensor:
+    """out[b, c, p] = framed[b, c, place[b, p]] with a frame of `fill`; see `framed_place`."""
+    framed_B3P = F.pad(images_B3HW, (1, 1, 1, 1), value=fill).flatten(2)
+    return framed_B3P.gather(2, place_BP.unsqueeze(1).expand(-1, 3, -1)).view(images_B3HW.shape)
 
 
 def shift(images_B3HW: Tensor, down_B: Tensor, right_B: Tensor, fill: int = 0, mirrored_B: Tensor | None = None) -> Tensor:
@@ -33,7 +48,8 @@ def shift(images_B3HW: Tensor, down_B: Tensor, right_B: Tensor, fill: int = 0, m
     columns_BW = columns_W.expand(len(images_B3HW), -1)
     if mirrored_B is not None:
         columns_BW = torch.where(mirrored_B[:, None], columns_W.flip(0), columns_W)
-    return take(images_B3HW, (rows_H + down_B[:, None])[:, :, None], (columns_BW + right_B[:, None])[:, None, :], fill)
+    y_BH1, x_B1W = (rows_H + down_B[:, None])[:, :, None], (columns_BW + right_B[:, None])[:, None, :]
+    return take(images_B3HW, y_BH1.int(), x_B1W.int(), fill)  # int32: sums of B·H·W places are four times as fast
 
 
 def translate(images_B3HW: Tensor, down_B: Tensor, right_B: Tensor, fill: int = 128) -> Tensor:
@@ -41,38 +57,58 @@ def translate(images_B3HW: Tensor, down_B: Tensor, right_B: Tensor, fill: int = 
     return shift(images_B3HW, (down_B + 0.5).floor().long(), (right_B + 0.5).floor().long(), fill)
 
 
-def rotate(images_B3HW: Tensor, degrees_B: Tensor, fill: int) -> Tensor:
-    """Turn counter-clockwise about the centre, nearest neighbour: `Image.rotate`, whose 16.16 fixed point decides ties."""
-    height, width = images_B3HW.shape[2:]
-    rows_H, columns_W = (axis.int() for axis in _axes(images_B3HW))
+def moved(degrees_B: Tensor, down_B: Tensor, right_B: Tensor, height: int, width: int) -> Tensor:
+    """(B, P) for `take_at`: `rotate`, or where that is by 0, `translate`."""
+    rows_H = torch.arange(height, device=degrees_B.device, dtype=torch.int32)
+    columns_W = torch.arange(width, device=degrees_B.device, dtype=torch.int32)
     angle_B11 = degrees_B.double().deg2rad()[:, None, None]
     cos, sin = angle_B11.cos(), angle_B11.sin()
     middle_y, middle_x = height / 2, width / 2
     start_x = middle_x - cos * (middle_x - 0.5) + sin * (middle_y - 0.5)  # source of the centre of pixel (0, 0)
     start_y = middle_y - sin * (middle_x - 0.5) - cos * (middle_y - 0.5)
+    whole_y, whole_x = ((pixels_B + 0.5).floor()[:, None, None] for pixels_B in (down_B, right_B))
     fixed_cos, fixed_sin = _fixed_point(cos), _fixed_point(sin)
-    x_BHW = _fixed_point(start_x) + fixed_cos * columns_W + _fixed_point(-sin) * rows_H[:, None]
-    y_BHW = _fixed_point(start_y) + fixed_sin * columns_W + fixed_cos * rows_H[:, None]
-    return take(images_B3HW, y_BHW >> 16, x_BHW >> 16, fill)
+    x_BHW = (_fixed_point(start_x + whole_x) + fixed_cos * columns_W) + _fixed_point(-sin) * rows_H[:, None]
+    y_BHW = (_fixed_point(start_y + whole_y) + fixed_sin * columns_W) + fixed_cos * rows_H[:, None]
+    return framed_place(y_BHW.bitwise_right_shift_(16), x_BHW.bitwise_right_shift_(16), height, width)
+
+
+def rotate(images_B3HW: Tensor, degrees_B: Tensor, fill: int) -> Tensor:
+    """Turn counter-clockwise about the centre, nearest neighbour: `Image.rotate`, whose 16.16 fixed point decides ties."""
+    still_B = torch.zeros_like(degrees_B)
+    return take_at(images_B3HW, moved(degrees_B, still_B, still_B, *images_B3HW.shape[2:]), fill)
 
 
 def shear_x(images_B3HW: Tensor, slope_B: Tensor, fill: int = 128) -> Tensor:
-    """Row y moves by slope·(y + ½): `Image.transform(AFFINE, (1, slope, 0, 0, 1, 0), BICUBIC)`, Pillow's cubic (a = −1), truncated."""
-    width = images_B3HW.shape[3]
-    rows_H, columns_W = _axes(images_B3HW)
-    source_BHW = (columns_W + 0.5) + slope_B.double()[:, None, None] * (rows_H[:, None] + 0.5)
-    left_BHW = (source_BHW - 0.5).floor()
-    d = (source_BHW - 0.5 - left_BHW).unsqueeze(1)
-    taps = (left_BHW.long() + k for k in (-1, 0, 1, 2))
-    v1, v2, v3, v4 = (images_B3HW.gather(3, tap.clamp(0, width - 1).unsqueeze(1).expand(-1, 3, -1, -1)).double() for tap in taps)
-    cubic = v2 + d * ((v3 - v1) + d * ((2 * (v1 - v2) + v3 - v4) + d * (v2 - v1 - v3 + v4)))
-    inside_B1HW = ((source_BHW >= 0) & (source_BHW < width)).unsqueeze(1)
-    return torch.where(inside_B1HW, cubic.clamp(0, 255), fill).to(torch.uint8)
+    """Row y moves by slope·(y + ½); see `shear_y`."""
+    return shear_y(images_B3HW.mT, slope_B, fill).mT
 
 
 def shear_y(images_B3HW: Tensor, slope_B: Tensor, fill: int = 128) -> Tensor:
-    """Column x moves by slope·(x + ½); see `shear_x`."""
-    return shear_x(images_B3HW.mT, slope_B, fill).mT
+    """Column x moves by slope·(x + ½): `Image.transform(AFFINE, (1, 0, 0, slope, 1, 0), BICUBIC)`, Pillow's cubic (a = −1), truncated."""
+    return shear_at(images_B3HW, *shear_taps(slope_B, *images_B3HW.shape[2:]), fill)
+
+
+def shear_taps(slope_B: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For `shear_at`: the four pixels above and below each source (B, 4, P) int64, where between the middle two it lies (B, P) float64,
+    and whether it is inside the picture (B, P)."""
+    rows_H1 = torch.arange(height, device=slope_B.device)[:, None]
+    columns_W = torch.arange(width, device=slope_B.device)
+    source_BHW = (rows_H1 + 0.5) + slope_B.double()[:, None, None] * (columns_W + 0.5)
+    top_BHW = (source_BHW - 0.5).floor()
+    taps = [(top_BHW.long() + k).clamp_(0, height - 1) * width + columns_W for k in (-1, 0, 1, 2)]
+    inside_BHW = (source_BHW >= 0) & (source_BHW < height)
+    return torch.stack(taps, dim=1).flatten(2), (source_BHW - 0.5 - top_BHW).flatten(1), inside_BHW.flatten(1)
+
+
+def shear_at(images_B3HW: Tensor, taps_B4P: Tensor, between_BP: Tensor, inside_BP: Tensor, fill: int) -> Tensor:
+    """Cubic interpolation of the four taps, or `fill` outside."""
+    pixels_B34P = images_B3HW.flatten(2).unsqueeze(2).expand(-1, -1, 4, -1)
+    v1, v2, v3, v4 = pixels_B34P.gather(3, taps_B4P.unsqueeze(1).expand(-1, 3, -1, -1)).short().unbind(2)
+    d, bend = between_BP.unsqueeze(1), v2 - v1  # differences of levels are exact in any type, so the widest comes last
+    cubic = v2 + d * ((v3 - v1) + d * ((v3 - v4 - 2 * bend) + d * (v4 - v3 + bend)))
+    levels_B3P = torch.where(inside_BP.unsqueeze(1), cubic.clamp_(0, 255), fill).to(torch.uint8)
+    return levels_B3P.view(images_B3HW.shape)
 
 
 def warp(images_B3HW: Tensor, matrix_B23: Tensor) -> Tensor:
@@ -97,9 +133,10 @@ def cutout(images_B3HW: Tensor, y_B: Tensor, x_B: Tensor, size: int) -> Tensor:
     """Black (0) square of side `size` about pixel (y, x), from −size//2 on, clipped at the border. arXiv:1708.04552."""
     rows_H, columns_W = _axes(images_B3HW)
     top_B1, left_B1 = y_B[:, None] - size // 2, x_B[:, None] - size // 2
-    in_rows_BH = (rows_H >= top_B1) & (rows_H < top_B1 + size)
-    in_columns_BW = (columns_W >= left_B1) & (columns_W < left_B1 + size)
-    return images_B3HW * ~(in_rows_BH[:, :, None] & in_columns_BW[:, None, :]).unsqueeze(1)
+    above_or_below_BH = (rows_H < top_B1) | (rows_H >= top_B1 + size)
+    beside_BW = (columns_W < left_B1) | (columns_W >= left_B1 + size)
+    kept_B1HW = (above_or_below_BH.to(torch.uint8)[:, :, None] | beside_BW.to(torch.uint8)[:, None, :]).unsqueeze(1)
+    return images_B3HW & kept_B1HW.neg_()  # −1 is all bits
 
 
 def color(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
@@ -109,11 +146,11 @@ def color(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
 
 def sharpness(images_B3HW: Tensor, factor_B: Tensor) -> Tensor:
     """`ImageEnhance.Sharpness`: blend with the picture smoothed by (1 1 1; 1 5 1; 1 1 1)/13, whose outermost pixels stay as they are."""
-    smooth_B3HW = images_B3HW.int()
+    smooth_B3HW = images_B3HW.short()
     across = smooth_B3HW[..., :-2] + smooth_B3HW[..., 1:-1] + smooth_B3HW[..., 2:]
     inner = smooth_B3HW[..., 1:-1, 1:-1]
     total = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :] + 4 * inner
-    inner.copy_((2 * total + 13) // 26)  # total/13 rounded; 13 is odd, so there are no ties
+    inner.copy_(((2 * total.int() + 13) * 20165) >> 19)  # total/13 rounded, (2·total + 13) // 26; 13 is odd, so there are no ties
     return _blend(smooth_B3HW, images_B3HW, factor_B)
 
 
