@@ -39,6 +39,7 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
         "metrics.csv",
         "run.log",
         "scores.json",
+        "report.html",
         *(f"checkpoints/{name}.ckpt" for name in ("last", "best")),
         *(f"predictions/{split}/{name}" for split in ("test", "val") for name in ("logits.npy", "labels.npy", "index.npy", "paths.txt")),
     }

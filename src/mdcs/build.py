@@ -142,6 +142,8 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None, resumed: bool 
     module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"], **averaging)
     run = Run(own, source, classes, net, module, notes=tuple(notes))
     if splits is not None:
+        if cfg["checkpoint"] == "best" and splits.val is None:
+            raise UserError("checkpoint=best needs a validation split: set data.val_fraction, for example 0.1 (it is never chosen on test)")
         run.splits = cached(splits, cfg["data"].get("cache"))
         run.data()  # refuses bad loader settings before anything is written
     return run
@@ -181,8 +183,8 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
         if name not in cfg:
             raise UserError(f"{name} is missing from the configuration")
     for name in cfg:
-        if name not in (*needed, "seed", "checkpoint"):
-            raise UserError(f"{name}: there is no such setting{suggestion(name, [*needed, 'seed', 'checkpoint'])}")
+        if name not in (*needed, "seed", "checkpoint", "logger"):
+            raise UserError(f"{name}: there is no such setting{suggestion(name, [*needed, 'seed', 'checkpoint', 'logger'])}")
     for group, keys in needed.items():
         missing = [key for key in keys if key not in (cfg[group] or {})]
         if missing or not cfg[group]:
@@ -192,8 +194,6 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
     if checkpoint not in ("last", "best"):
         raise UserError(f"checkpoint={checkpoint!r}: expected last, or best (on validation)")
-    if checkpoint == "best" and not cfg["data"].get("val_fraction"):
-        raise UserError("checkpoint=best needs a validation split: set data.val_fraction, for example 0.1 (it is never chosen on test)")
     for key in ("batch_size", "num_workers"):
         if type(cfg["data"][key]) is not int:
             raise UserError(f"data.{key}={cfg['data'][key]!r}: expected a whole number")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "train": "train, predict, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
-    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...] [logit_adjustment=1]: scores, also on other test distributions",
+    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...] [logit_adjustment=1]: scores, other test distributions",
     "check": "data=... [sample=256|all] [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
     "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
     "compare": "runs=[A,B,...]: mean and s.d. over seeds, paired tests, a table of what differs",
@@ -189,12 +189,13 @@ def through_hydra(verb: str, words: list[str]) -> None:
         try:
             if hydra_cfg.mode is RunMode.MULTIRUN:
                 refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
-            if "auto" in hydra_cfg.runtime.choices.values():
+            choices = hydra_cfg.runtime.choices
+            if "auto" in choices.values():
                 from mdcs.recipe import composed
 
                 cfg = composed(list(hydra_cfg.overrides.task))
-            names = hydra_cfg.runtime.choices
-            train_config(config.with_names(config.plain(cfg), names), Path(hydra_cfg.runtime.output_dir))
+                choices = cfg.hydra.runtime.choices
+            train_config(config.with_names(config.plain(cfg), choices), Path(hydra_cfg.runtime.output_dir))
         except UserError as mistake:
             folder = Path(hydra_cfg.runtime.output_dir)
             if folder.is_dir() and not any(folder.iterdir()):

@@ -12,9 +12,10 @@ from typing import Any
 from mdcs.errors import UserError
 from mdcs.instantiate import suggestion
 
-PATH_KEYS = ("run", "resume", "file", "input", "output", "data.root", "data.file", "hydra.run.dir", "hydra.sweep.dir")
+PATH_KEYS = ("run", "resume", "file", "input", "output", "figure", "figures", "data.root", "data.file", "hydra.run.dir", "hydra.sweep.dir")
 OPTIONAL_PATHS = ("data.cache", "data.train_list", "data.val_list", "data.test_list", "model.pretrained")
 NO_PATHS = ("null", "true", "false")  # what an optional path may be instead
+NAMED = ("data", "model", "loss")  # groups of choices that a run is called by
 VERSION_BASE = "1.3"
 
 
@@ -76,11 +77,22 @@ def register_resolvers() -> None:
     """`${run_name:${hydra.runtime.choices}}` is the experiment's name, or data-model-loss."""
     from omegaconf import OmegaConf
 
-    def run_name(choices: Any) -> str:
-        experiment = choices.get("experiment")
-        return str(experiment) if experiment not in (None, "null") else "-".join(choices[group] for group in ("data", "model", "loss"))
-
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def run_name(choices: Mapping[str, Any]) -> str:
+    """What runs of these choices are called."""
+    experiment = choices.get("experiment")
+    return str(experiment) if experiment not in (None, "null") else "-".join(choices[group] for group in NAMED)
+
+
+def with_names(cfg: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """`cfg`, whose logger (if it can tell runs apart by them) knows the names of the `choices` that were made."""
+    node = cfg.get("logger") or {}
+    if "choices" not in node:
+        return dict(cfg)
+    names = {"group": node.get("group") or run_name(choices), "choices": {group: str(choices[group]) for group in NAMED}}
+    return {**cfg, "logger": {**node, **names}}
 
 
 def in_one_line(refusal: Exception, name: str = "config") -> str:

@@ -8,7 +8,8 @@ import platform
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from mdcs.errors import UserError
 from mdcs.evaluate import write_scores
 from mdcs.evaluation.predictions import classes_to_json
 from mdcs.predict import predict_split
+from mdcs.report.results import results
+from mdcs.reporting import write_report
 from mdcs.training.checkpoint import RunFolder, read_checkpoint, read_rows
+from mdcs.training.loggers import RunLogger
 from mdcs.training.trainer import make_trainer, resolved_trainer_arguments
 
 log = logging.getLogger("mdcs")
@@ -61,15 +65,19 @@ def fit(run: Run, folder: Path) -> Run:
 
     With trainer.max_time it may end before that, without predictions; resuming goes on.
     """
+    with RunLogger(run.config, folder) as logger:
+        return fit_logged(run, folder, logger)
+
+
+def fit_logged(run: Run, folder: Path, logger: RunLogger) -> Run:
+    """`fit`, telling `logger` of it."""
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     run.config["trainer"]["precision"] = resolved_trainer_arguments(run.config)["precision"]
-    if run.config["checkpoint"] == "best" and run.splits.val is None:
-        raise UserError("checkpoint=best, but data.val_fraction leaves no class with a picture to validate on: make it larger")
     if run.source.image_size is None:  # so that the loaded run knows it without its dataset
         run.config["data"]["image_size"] = run.splits.train.images.shape[-1]
     facts = static_facts(run)
-    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts))
-    trainer = make_trainer(run.config, run_folder)
+    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts), logger)
+    trainer = make_trainer(run.config, run_folder, run.splits.val is not None)
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
     micro_batch = run.config["data"]["batch_size"] // trainer.accumulate_grad_batches
@@ -108,7 +116,19 @@ def fit(run: Run, folder: Path) -> Run:
         measured = measured_facts(trainer, folder) | {"epochs": epochs, "wall_seconds": round(wall_seconds, 2)}
         measured["checkpoint_epoch"] = run.epoch
         write_scores(folder, run.classes, run.splits.scored, run.config["checkpoint"], facts | measured)
+        with reported_only():
+            write_report(folder, run.splits.named()[run.splits.scored])
+        logger.conclude(epochs, lambda: results(folder))
     return run
+
+
+@contextmanager
+def reported_only() -> Iterator[None]:
+    """The run is trained and scored: what goes wrong from here on is said, and can be tried again."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        log.warning(f"there is no report: {error}; `mdcs report` makes one")
 
 
 def first_files(run: Run) -> dict[str, str]:

@@ -42,7 +42,7 @@ def scores(
     answers_NJ = torch.empty(num_pictures, num_experts + 1, dtype=torch.int64)  # J = 0 is the ensemble, then the experts
     confidence_N = torch.empty(num_pictures)
     calibrations = [CalibrationSums() for _ in range(num_experts + 1)]
-    diversity, tempered, nll, brier, tempered_nll = DiversitySums(), CalibrationSums(), 0.0, 0.0, 0.0
+    diversity, tempered, nll, brier, tempered_nll = DiversitySums(classes), CalibrationSums(), 0.0, 0.0, 0.0
     for rows, logits_NKC in predictions.chunks(classes, offset_C):
         of_label = labels_N[rows, None]
         mean_NC = combine(logits_NKC)
@@ -60,7 +60,7 @@ def scores(
             log_probs_NC = (mean_NC / temperature).log_softmax(-1)
             tempered.update(log_probs_NC.gather(1, answers_NJ[rows, :1])[:, 0].exp(), answers_NJ[rows, 0] == labels_N[rows])
             tempered_nll -= log_probs_NC.gather(1, of_label).sum(dtype=torch.float64).item()
-        diversity.update(log_probs_NKC)
+        diversity.update(log_probs_NKC, labels_N[rows])
 
     hit_NJ = answers_NJ == labels_N[:, None]
     support_C = torch.bincount(labels_N, minlength=num_classes)
@@ -84,7 +84,7 @@ def scores(
         "ci": bootstrap_intervals(labels_N, hit_NJ[:, 0], confidence_N, classes),
         "per_class": [{"name": name, "train_count": count, "n": n, "accuracy": recall} for name, count, n, recall in table],
         "experts": of_J[1:],
-        "diversity": diversity.means(),
+        "diversity": diversity.table(),
         "reliability": calibrations[0].reliability(),
         "confused": worst_pairs(labels_N, answers_NJ[:, 0], classes),
         "num_experts": num_experts,

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from mdcs.errors import UserError
 from mdcs.training.meters import columns, in_words
 from mdcs.training.module import LongTailModule
+
+if TYPE_CHECKING:
+    from mdcs.training.loggers import RunLogger
 
 LINES_ON_SCREEN = 10
 
@@ -56,10 +59,18 @@ class RunFolder(Checkpoint):
     The callback's state is the clock, the number of threads (another number gives other bits), and the best accuracy.
     """
 
-    def __init__(self, folder: Path, num_experts: int, first_files: Mapping[str, str], introduction: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_experts: int,
+        first_files: Mapping[str, str],
+        introduction: Sequence[str] = (),
+        logger: "RunLogger | None" = None,
+    ) -> None:
         self.folder = folder
         self.first_files = first_files  # name -> text, written before the first epoch
         self.introduction = introduction  # lines, said before it
+        self.logger = logger
         self.columns = columns(num_experts)
         self.seconds_before = 0.0
         self.started = time.perf_counter()
@@ -95,6 +106,8 @@ class RunFolder(Checkpoint):
                 log.info(line)
             if trainer.world_size > 1:
                 log.info(f"{trainer.world_size} processes")
+            if self.logger is not None:
+                self.logger.start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.close()
@@ -128,6 +141,8 @@ class RunFolder(Checkpoint):
                 scores.unlink()
             shutil.rmtree(self.folder / "predictions", ignore_errors=True)
             self.append(pl_module.row)
+            if self.logger is not None:
+                self.logger.epoch(pl_module.row)
             self.tell(pl_module.row, trainer.max_epochs or 1)
         accuracy = pl_module.row.get("val/acc", -1.0)
         if accuracy > self.best:

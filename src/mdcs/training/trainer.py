@@ -35,7 +35,7 @@ def resolved_trainer_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
+def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder, has_validation: bool) -> pl.Trainer:
     """The Trainer of a run; UserError for an argument that it does not take, that does not fit, or that the run cannot work with."""
     arguments = resolved_trainer_arguments(cfg)
     for name, reason in REFUSED.items():
@@ -51,7 +51,7 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder) -> pl.Trainer:
         )
     if cfg["optim"].get("ema_decay") is not None and precision in ("16-true", "bf16-true"):
         raise UserError(f"optim.ema_decay with trainer.precision={precision}: averages need full precision, use bf16-mixed")
-    validates = cfg["data"].get("val_fraction") and arguments.get("limit_val_batches", 1.0) != 0
+    validates = has_validation and arguments.get("limit_val_batches", 1.0) != 0
     every = arguments.get("check_val_every_n_epoch", 1) or 1
     if cfg["checkpoint"] == "best" and (not validates or every > arguments["max_epochs"]):
         raise UserError(
