@@ -1,6 +1,6 @@
 """AutoAugment's CIFAR-10 policy, each picture with its own sub-policy, gates and signs. arXiv:1805.09501, Table 7 as in the MDCS code."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -65,9 +65,7 @@ class Places(NamedTuple):
     """Where the pixels of each move and each shear of the policy come from, P = H·W; made once per size of pictures."""
 
     moves_VP: Tensor  # see `ops.moved`
-    taps_S4P: Tensor  # see `ops.shear_taps`
-    between_SP: Tensor
-    inside_SP: Tensor
+    shears_S: ops.Shear
 
 
 class AutoAugment(Policy):
@@ -78,7 +76,7 @@ class AutoAugment(Policy):
     def __init__(self) -> None:
         super().__init__()
         # Integers, so that casting the module to bfloat16 does not touch them; levels carry their sign.
-        moves, shears, tables = [(0, 0, 0)], [0], [_fixed("none", 0, 1)]
+        moves, shears, tables = [[0, 0, 0]], [0], [_fixed("none", 0, 1)]
         rows = []  # by sub-policy, operation and sign: group, move, shear, table, level
         for pair in SUB_POLICIES:
             for name, _, level in pair:
@@ -86,7 +84,7 @@ class AutoAugment(Policy):
                     group, move, shear, table = name, 0, 0, 0
                     if name in MOVES:  # rotation is one-sided, as published
                         group, move = "moves", len(moves)
-                        moves.append(tuple((level if m == "rotate" else sign * level) * (m == name) for m in MOVES))
+                        moves.append([(level if m == "rotate" else sign * level) * (m == name) for m in MOVES])
                     elif name == "shear_y":
                         shear = len(shears)
                         shears.append(sign * level)
@@ -101,6 +99,11 @@ class AutoAugment(Policy):
             "shears": torch.tensor(shears),
             "tables": torch.cat(tables),
         }
+        self.chosen: Tensor
+        self.tenths: Tensor
+        self.moves: Tensor
+        self.shears: Tensor
+        self.tables: Tensor
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
         self._places: dict[tuple[int, int, torch.device], Places] = {}
@@ -120,9 +123,9 @@ class AutoAugment(Policy):
         places = self._places_of(images_B3HW)
         apply = _in_groups if ops.sorts(images_B3HW) else _at_once
         for step in (0, 1):
-            group_B, *rows = self.chosen[sub_policy_B, step, signs_B2[:, step]].unbind(1)
-            group_B = torch.where(gates_B2[:, step], group_B, NONE)
-            images_B3HW = apply(images_B3HW, group_B, rows, places, self.tables)
+            chosen_B5 = self.chosen[sub_policy_B, step, signs_B2[:, step]]
+            group_B = torch.where(gates_B2[:, step], chosen_B5[:, 0], NONE)
+            images_B3HW = apply(images_B3HW, group_B, chosen_B5[:, 1:], places, self.tables)
         return images_B3HW
 
     def _places_of(self, images_B3HW: Tensor) -> Places:
@@ -132,7 +135,7 @@ class AutoAugment(Policy):
             turn_V, down_V, right_V = self.moves.double().unbind(1)
             side = 150 / 331 / 9
             moves_VP = ops.moved(turn_V * (30 / 9), down_V * (side * height), right_V * (side * width), height, width)
-            self._places[key] = Places(moves_VP, *ops.shear_taps(self.shears * (0.3 / 9), height, width))
+            self._places[key] = Places(moves_VP, ops.shear_taps(self.shears * (0.3 / 9), height, width))
         return self._places[key]
 
 
@@ -148,47 +151,51 @@ def _factor(level: Tensor) -> Tensor:
     return 1 + level.double() * 0.1
 
 
-def _in_groups(images_B3HW: Tensor, group_B: Tensor, rows: Sequence[Tensor], places: Places, tables_TG: Tensor) -> Tensor:
+def _in_groups(images_B3HW: Tensor, group_B: Tensor, rows_B4: Tensor, places: Places, tables_TG: Tensor) -> Tensor:
     """Each picture's operation, on the pictures sorted by it, so that none is computed for a picture that does not want it.
 
-    `rows`, (B,) each: move, shear and table as rows of `places` and `tables`, and the level.
+    `rows`: move, shear and table as rows of `places` and `tables`, and the level with its sign.
     """
     sizes = torch.bincount(group_B, minlength=len(GROUPS)).tolist()  # on another device the host would wait for these
     order_B = group_B.argsort()
-    columns = [column.index_select(0, order_B).split(sizes) for column in (images_B3HW, *rows)]
-    changed, tables = [], []
-    for name, images, move, shear, table, level in zip(GROUPS, *columns, strict=True):
-        if name in MEASURED:
-            if len(images):
-                tables.append(MEASURED[name](images, _factor(level)).expand(-1, 3, -1))
+    images_B3HW, rows_B4 = images_B3HW.index_select(0, order_B), rows_B4.index_select(0, order_B)
+    first = sum(sizes[: GROUPS.index(next(iter(MEASURED)))])
+    changed, tables = [], [tables_TG[:0, None].expand(-1, 3, -1)]
+    for name, images, rows in zip(GROUPS, images_B3HW.split(sizes), rows_B4.split(sizes), strict=True):
+        move, shear, table, level = rows.unbind(1)
+        if len(images) == 0 or name == "none":
+            part = images
+        elif name in MEASURED:
+            tables.append(MEASURED[name](images, _factor(level)).expand(-1, 3, -1))
+            continue
         elif name == "fixed":
-            tables.append(tables_TG[table].unsqueeze(1).expand(-1, 3, -1))
-            first, end = sum(sizes[: -2 - len(MEASURED)]), len(group_B) - sizes[-1]
-            mapped = torch.cat([part for part in columns[0][-2 - len(MEASURED) : -1]]) if first < end else images
-            changed.append(ops.look_up(mapped, torch.cat(tables)))
-        elif len(images) == 0 or name == "none":
-            changed.append(images)
+            tables.append(tables_TG.index_select(0, table).unsqueeze(1).expand(-1, 3, -1))
+            continue
         elif name == "moves":
-            changed.append(ops.take_at(images, places.moves_VP[move], GREY))
+            part = ops.take_at(images, places.moves_VP.index_select(0, move), GREY)
         elif name == "shear_y":
-            changed.append(ops.shear_at(images, *(place[shear] for place in places[1:]), GREY))
+            part = ops.shear_at(images, places.shears_S.rows(shear), GREY)
         else:
-            changed.append(BLENDS[name](images, _factor(level)))
+            part = BLENDS[name](images, _factor(level))
+        changed.append(part)
+    table_B3G = torch.cat(tables)
+    changed.insert(-1, ops.look_up(images_B3HW[first : first + len(table_B3G)], table_B3G))
     return torch.cat(changed).index_select(0, order_B.argsort())
 
 
-def _at_once(images_B3HW: Tensor, group_B: Tensor, rows: Sequence[Tensor], places: Places, tables_TG: Tensor) -> Tensor:
-    """The same: every operation on every picture, and each takes its own. No shape depends on the choices, so the host waits for nothing."""
-    move_B, shear_B, table_B, level_B = rows
+def _at_once(images_B3HW: Tensor, group_B: Tensor, rows_B4: Tensor, places: Places, tables_TG: Tensor) -> Tensor:
+    """The same: every operation on every picture, which keeps its own. No shape depends on the choices, so the host waits for nothing."""
+    move_B, shear_B, table_B, level_B = rows_B4.unbind(1)
+    factor_B = _factor(level_B)
     is_group = {name: (group_B == number)[:, None, None] for number, name in enumerate(GROUPS)}
-    # Where a picture's operation is another or its gate is closed, the row is 0: nothing.
-    tables_B3G = tables_TG[torch.where(group_B == NONE, 0, table_B)].unsqueeze(1)
+    tables_B3G = tables_TG[torch.where(group_B == GROUPS.index("fixed"), table_B, 0)].unsqueeze(1)
     for name, table in MEASURED.items():
-        tables_B3G = torch.where(is_group[name], table(images_B3HW, _factor(level_B)), tables_B3G)
+        tables_B3G = torch.where(is_group[name], table(images_B3HW, factor_B), tables_B3G)
+    others = {
+        "moves": ops.take_at(images_B3HW, places.moves_VP.index_select(0, move_B), GREY),
+        "shear_y": ops.shear_at(images_B3HW, places.shears_S.rows(shear_B), GREY),
+    } | {name: blend(images_B3HW, factor_B) for name, blend in BLENDS.items()}
     changed_B3HW = ops.look_up(images_B3HW, tables_B3G)
-    others = {name: blend(images_B3HW, _factor(level_B)) for name, blend in BLENDS.items()}
-    others["moves"] = ops.take_at(images_B3HW, places.moves_VP[move_B], GREY)
-    others["shear_y"] = ops.shear_at(images_B3HW, *(place[shear_B] for place in places[1:]), GREY)
     for name, other_B3HW in others.items():
         changed_B3HW = torch.where(is_group[name].unsqueeze(3), other_B3HW, changed_B3HW)
     return changed_B3HW
