@@ -7,6 +7,9 @@ import json
 import logging
 import os
 import secrets
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -167,14 +170,13 @@ class WandB(Logger):
         known: dict[str, Any] = {**self.about, "config": config, "id": run_id, "resume": "allow", "dir": str(self.folder)}
         # Jobs of one sweep, or a run of the user's own in a notebook, must not become one run with this one.
         known |= {"reinit": "create_new", "settings": settings}
-        reason = None
-        if self.mode != "offline":
-            reason = None if has_credentials() else "not logged in (`wandb login`)"
-            if reason is None:
-                try:
-                    self.run = wandb.init(**known, mode="online")
-                except wandb.Error as error:
-                    reason = f"no connection ({' '.join(str(error).split())[:100]})"
+        reason = None if self.mode == "offline" else why_offline()
+        if self.mode != "offline" and reason is None:
+            try:
+                self.run = wandb.init(**known, mode="online")
+            except wandb.Error as error:
+                reason = f"refused ({' '.join(str(error).split())[:100]})"
+                known["id"] = secrets.token_hex(6)  # W&B's process does not let go of the other one
         if self.run is None:
             self.run = wandb.init(**known, mode="offline")
         return reason
@@ -210,14 +212,28 @@ class WandB(Logger):
             self.run = None
 
 
-def has_credentials() -> bool:
-    """Whether W&B can log in here without asking."""
+def why_offline() -> str | None:
+    """What keeps W&B from being used online from here; None if nothing does. Nobody is asked for a login."""
     import wandb
 
+    host = wandb.setup().settings.base_url
     try:
         from wandb.sdk.lib import wbauth
 
-        host = wandb.setup().settings.base_url
-        return wbauth.authenticate_session(host=host, source="mdcs", prompt=False, update_session=False) is not None
+        known = wbauth.authenticate_session(host=host, source="mdcs", prompt=False, update_session=False) is not None
     except (ImportError, AttributeError, TypeError):  # not a public part of wandb; other versions may differ
-        return bool(os.environ.get("WANDB_API_KEY"))
+        known = bool(os.environ.get("WANDB_API_KEY"))
+    return why_silent(host) if known else "not logged in (`wandb login`)"
+
+
+def why_silent(host: str) -> str | None:
+    """Why nothing answers at the address `host`; None if something does, whatever it says."""
+    try:
+        urllib.request.urlopen(host, timeout=INIT_TIMEOUT).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # W&B has settings of its own for certificates
+            return f"no connection to {host} ({reason})"
+    return None
