@@ -21,6 +21,8 @@ from mdcs.training.sam import SAM
 from mdcs.training.schedule import Schedule
 from mdcs.types import Batch, Classes, Loss, Output, Views
 
+FUSED = (torch.optim.SGD, torch.optim.Adam)  # and what is derived from them, AdamW and SAM
+
 
 class LongTailModule(pl.LightningModule):
     """Trains `net` with `loss` on the views that `augment` makes. `row` holds the figures of the last epoch, for metrics.csv.
@@ -83,6 +85,8 @@ class LongTailModule(pl.LightningModule):
             raise UserError("trainer.accumulate_grad_batches cannot be combined with SAM, whose second gradient is of one batch")
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]
+        if isinstance(optimiser, FUSED) and self.device.type in ("cpu", "cuda"):
+            use_fused_step(optimiser)
         return optimiser
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
@@ -147,6 +151,16 @@ class LongTailModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.row |= reset_and_read(self.accuracy)
         self.epoch_started += time.perf_counter() - self.validation_started  # images_per_second counts training alone
+
+
+def use_fused_step(optimiser: Optimizer) -> None:
+    """Let all weights be updated in one pass, unless the configuration chose another way.
+
+    Set here and not by the constructor's argument, for which Lightning would refuse trainer.gradient_clip_val in mixed precision.
+    """
+    for group in optimiser.param_groups:
+        if not any(group.get(name) for name in ("foreach", "differentiable", "maximize", "capturable")) and group["fused"] is None:
+            group["fused"] = True
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
