@@ -135,7 +135,7 @@ class AutoAugment(Policy):
             turn_V, down_V, right_V = self.moves.double().unbind(1)
             side = 150 / 331 / 9
             moves_VP = ops.moved(turn_V * (30 / 9), down_V * (side * height), right_V * (side * width), height, width)
-            self._places[key] = Places(moves_VP, ops.shear_taps(self.shears * (0.3 / 9), height, width))
+            self._places[key] = Places(moves_VP, ops.shear_taps(self.shears.double() * (0.3 / 9), height, width))
         return self._places[key]
 
 

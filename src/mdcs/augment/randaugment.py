@@ -81,26 +81,33 @@ class RandAugment(Policy):
 
     def apply_chosen(self, images: Tensor, operation: Tensor, level: Tensor, sign: Tensor, cubic: Tensor) -> Tensor:
         """What `choose` returned, done to (B, 3, H, W) uint8; new pictures, the given ones stay."""
+        if not ops.sorts(images):
+            for step in range(self.num_ops):
+                images = _at_once(images, operation[:, step], level[:, step], sign[:, step], cubic[:, step])
+            return images
         images_B3HW = images.clone()
         # Groups: bilinear places, bicubic places, one for each other operation, none.
         group = torch.where(operation < len(PLACES), cubic.long(), operation - len(PLACES) + 2)
         order = group.argsort(dim=0)
-        groups = torch.arange(2 + len(BLENDS) + len(TABLES), device=images.device)
-        # The sizes of the groups are the only thing that the host must wait for on another device, once for all operations.
-        # (Not by `bincount`, which waits for the largest value too.)
-        sizes = (group[:, :, None] == groups).sum(0).tolist()
         for step in range(self.num_ops):
-            rows = order[:, step].split([*sizes[step], len(images) - sum(sizes[step])])
-            _apply(images_B3HW, rows, operation[:, step], level[:, step], sign[:, step])
+            sizes = torch.bincount(
+                group[:, step], minlength=3 + len(BLENDS) + len(TABLES)
+            ).tolist()  # on a GPU the host would wait for these
+            _in_groups(images_B3HW, order[:, step].split(sizes), operation[:, step], level[:, step], sign[:, step])
         return images_B3HW
 
 
-def _apply(images_B3HW: Tensor, groups: Sequence[Tensor], operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> None:
-    """Change each picture in place by its operation. `groups` hold the rows of the pictures, as `RandAugment.apply_chosen` sorts them."""
-    height, width = images_B3HW.shape[2:]
+def _matrices(operation_B: Tensor, level_B: Tensor, sign_B: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2, 3) float64; 0 for what is not a place."""
     matrix_B23 = torch.zeros(len(level_B), 2, 3, dtype=torch.float64, device=level_B.device)
     for number, matrix in enumerate(PLACES.values()):
         matrix_B23 = torch.where((operation_B == number)[:, None, None], matrix(level_B, sign_B, height, width), matrix_B23)
+    return matrix_B23
+
+
+def _in_groups(images_B3HW: Tensor, groups: Sequence[Tensor], operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> None:
+    """Change each picture in place by its operation. `groups` hold the rows of the pictures, as `RandAugment.apply_chosen` sorts them."""
+    matrix_B23 = _matrices(operation_B, level_B, sign_B, *images_B3HW.shape[2:])
     for cubic, group in enumerate(groups[:2]):
         for rows in group.split(ops.rows_at_a_time(images_B3HW)):
             if len(rows):
@@ -112,3 +119,25 @@ def _apply(images_B3HW: Tensor, groups: Sequence[Tensor], operation_B: Tensor, l
     for table, rows in zip(TABLES.values(), mapped, strict=True):
         if len(rows):
             images_B3HW[rows] = ops.look_up(images_B3HW[rows], table(images_B3HW[rows], level_B[rows]))
+
+
+def _at_once(images_B3HW: Tensor, operation_B: Tensor, level_B: Tensor, sign_B: Tensor, cubic_B: Tensor) -> Tensor:
+    """The same: every operation on every picture, which keeps its own. No shape depends on the choices, so the host waits for nothing."""
+    matrix_B23 = _matrices(operation_B, level_B, sign_B, *images_B3HW.shape[2:])
+    parts = (column.split(ops.rows_at_a_time(images_B3HW)) for column in (images_B3HW, operation_B, level_B, matrix_B23, cubic_B))
+    return torch.cat([_each(*part) for part in zip(*parts, strict=True)])
+
+
+def _each(images_B3HW: Tensor, operation_B: Tensor, level_B: Tensor, matrix_B23: Tensor, cubic_B: Tensor) -> Tensor:
+    is_operation = {name: (operation_B == number)[:, None, None] for number, name in enumerate(NAMES)}
+    tables_B3G = torch.arange(256, dtype=torch.uint8, device=images_B3HW.device).expand(len(images_B3HW), 3, -1)
+    for name, table in TABLES.items():
+        tables_B3G = torch.where(is_operation[name], table(images_B3HW, level_B), tables_B3G)
+    changed_B3HW = ops.look_up(images_B3HW, tables_B3G)
+    for name, blend in BLENDS.items():
+        changed_B3HW = torch.where(is_operation[name].unsqueeze(3), blend(images_B3HW, level_B), changed_B3HW)
+    is_place_B = operation_B < len(PLACES)
+    for cubic in (False, True):
+        chosen_B111 = (is_place_B & (cubic_B == cubic))[:, None, None, None]
+        changed_B3HW = torch.where(chosen_B111, resample.transform(images_B3HW, matrix_B23, cubic, FILL), changed_B3HW)
+    return changed_B3HW

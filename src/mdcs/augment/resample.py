@@ -31,7 +31,7 @@ def transform(images_B3HW: Tensor, matrix_B23: Tensor, cubic: bool, fill: Sequen
 
     across = [mix([read(row + column) for column in columns], dx_B1HW) for row in rows]
     levels_B3HW = mix(across, dy_B1HW).clamp_(0, 255).to(torch.uint8)
-    fill_311 = torch.stack([torch.full_like(levels_B3HW[0, 0, :1, :1], level) for level in fill])  # no copy from the host to wait for
+    fill_311 = torch.stack([levels_B3HW.new_full((1, 1), level) for level in fill])  # no copy from the host to wait for
     return torch.where(inside_BHW[:, None], levels_B3HW, fill_311)
 
 
