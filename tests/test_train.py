@@ -74,7 +74,16 @@ def test_scores_follow_from_the_stored_predictions(folder: Path) -> None:
     answers = stored.logits.astype(np.float32).mean(1).argmax(-1)
     assert scores["accuracy"] == pytest.approx((answers == stored.labels).mean())
     assert scores["accuracy"] > 0.3
-    for key in ("test_set_sha256", "parameters", "macs_per_picture", "wall_seconds", "git_commit", "peak_memory_mib", "versions"):
+    for key in (
+        "test_set_sha256",
+        "parameters",
+        "macs_per_picture",
+        "wall_seconds",
+        "cpu_hours",
+        "git_commit",
+        "peak_memory_mib",
+        "versions",
+    ):
         assert scores[key], key
     facts = {key: scores[key] for key in ("split", "checkpoint", "n", "epochs", "seed", "world_size", "num_experts", "views", "device")}
     assert facts == dict(split="test", checkpoint="last", n=600, epochs=3, seed=0, world_size=1, num_experts=3, views=2, device="cpu")

@@ -34,6 +34,9 @@ METHODS = {
     "agreement": "SADE weights",
 }
 
+COST_IN_HOURS = {"CPU hours": "cpu_hours", "GPU hours": "gpu_hours"}
+COST_IN_MEMORY = {"peak memory": "peak_memory_mib", "on the device": "peak_device_memory_mib"}
+
 log = logging.getLogger("mdcs")
 
 
@@ -165,6 +168,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             "K": content["num_experts"],
             "views": content["views"],
             "parameters": f"{content['parameters']:,}",
+            "multiply-adds a picture": f"{content['macs_per_picture'] / 1e6:.4g} M",
             "seed": content["seed"],
         }
         if "wall_seconds" in content:
@@ -173,7 +177,8 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
                 "training": f"{content['wall_seconds']:.1f} s",
                 "pictures/s": content["images_per_second"],
             }
-            words |= {"peak memory": f"{content['peak_memory_mib']:,} MiB"}
+            words |= {name: f"{content[key]:.3g}" for name, key in COST_IN_HOURS.items() if key in content}
+            words |= {name: f"{content[key]:,} MiB" for name, key in COST_IN_MEMORY.items() if key in content}
         console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)
 

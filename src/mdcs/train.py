@@ -33,6 +33,7 @@ from mdcs.report.results import results
 from mdcs.reporting import write_report
 from mdcs.training.checkpoint import RunFolder, read_checkpoint, read_rows
 from mdcs.training.loggers import RunLogger
+from mdcs.training.memory import freed_memory_kept
 from mdcs.training.trainer import make_trainer, resolved_trainer_arguments
 
 log = logging.getLogger("mdcs")
@@ -65,7 +66,7 @@ def fit(run: Run, folder: Path) -> Run:
 
     With trainer.max_time it may end before that, without predictions; resuming goes on.
     """
-    with RunLogger(run.config, folder) as logger:
+    with freed_memory_kept(), RunLogger(run.config, folder) as logger:
         return fit_logged(run, folder, logger)
 
 
@@ -99,7 +100,7 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger) -> Run:
         raise KeyboardInterrupt from None
     except MisconfigurationException as refusal:
         raise UserError(f"trainer: {refusal}") from refusal
-    wall_seconds = run_folder.wall_seconds
+    spent = {"wall_seconds": round(run_folder.wall_seconds, 2), **hours(trainer, run_folder)}
 
     run.folder = folder = run_folder.folder
     epochs = len(read_rows(folder))
@@ -113,7 +114,7 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger) -> Run:
         predict_split(run, split, place, trainer.strategy.root_device, trainer.global_rank, trainer.world_size)
     run.net.cpu()
     if trainer.is_global_zero:
-        measured = measured_facts(trainer, folder) | {"epochs": epochs, "wall_seconds": round(wall_seconds, 2)}
+        measured = measured_facts(trainer, folder) | {"epochs": epochs} | spent
         measured["checkpoint_epoch"] = run.epoch
         write_scores(folder, run.classes, run.splits.scored, run.config["checkpoint"], facts | measured)
         with reported_only():
@@ -181,6 +182,14 @@ def static_facts(run: Run) -> dict[str, Any]:
         "seed": run.config["seed"],
         "git_commit": git_commit(),
     }
+
+
+def hours(trainer: pl.Trainer, run_folder: RunFolder) -> dict[str, float]:
+    """What training has taken of processors (rank 0's time, with its workers', times the ranks) and of GPUs, over all resumed pieces."""
+    spent = {"cpu_hours": run_folder.cpu_seconds * trainer.world_size / 3600}
+    if trainer.strategy.root_device.type == "cuda":
+        spent["gpu_hours"] = run_folder.wall_seconds * trainer.world_size / 3600
+    return {name: round(value, 5) for name, value in spent.items()}
 
 
 def measured_facts(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:

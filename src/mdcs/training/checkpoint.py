@@ -72,8 +72,8 @@ class RunFolder(Checkpoint):
         self.introduction = introduction  # lines, said before it
         self.logger = logger
         self.columns = columns(num_experts)
-        self.seconds_before = 0.0
-        self.started = time.perf_counter()
+        self.seconds_before = self.cpu_seconds_before = 0.0
+        self.started, self.cpu_started = time.perf_counter(), cpu_clock()
         self.best = -1.0
         self.log_file: logging.FileHandler | None = None
 
@@ -82,11 +82,18 @@ class RunFolder(Checkpoint):
         """Time spent training, over all resumed pieces."""
         return self.seconds_before + time.perf_counter() - self.started
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time spent training by this process and the workers it has ended, over all resumed pieces."""
+        return self.cpu_seconds_before + cpu_clock() - self.cpu_started
+
     def state_dict(self) -> dict[str, Any]:
-        return {"wall_seconds": self.wall_seconds, "threads": torch.get_num_threads(), "best": self.best}
+        clocks = {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds}
+        return {**clocks, "threads": torch.get_num_threads(), "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds_before, self.best = state_dict["wall_seconds"], state_dict["best"]
+        self.cpu_seconds_before = state_dict.get("cpu_seconds", 0.0)  # files of before it was counted
         torch.set_num_threads(state_dict["threads"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -123,7 +130,7 @@ class RunFolder(Checkpoint):
             self.log_file = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.started, self.cpu_started = time.perf_counter(), cpu_clock()
         dropped = pl_module.order.dropped if isinstance(pl_module, LongTailModule) else 0
         if dropped and trainer.is_global_zero:
             log.info(f"note: {dropped} pictures of each epoch are dropped, fewer than {trainer.world_size} processes can share")
@@ -162,6 +169,11 @@ class RunFolder(Checkpoint):
         due = epoch in (1, epochs) or epoch * LINES_ON_SCREEN // epochs > (epoch - 1) * LINES_ON_SCREEN // epochs
         level = logging.INFO if due and not sys.stderr.isatty() else logging.DEBUG
         log.log(level, f"epoch {epoch}/{epochs}: {in_words(row)}, {row['images_per_second']:.0f} pictures/s")
+
+
+def cpu_clock() -> float:
+    """Seconds of processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

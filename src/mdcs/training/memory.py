@@ -17,7 +17,8 @@ def freed_memory_kept() -> Iterator[None]:
 
     Activations are large, and every step frees and wants the same ones. By default glibc returns such blocks to the system each time, and
     the system zeroes every page anew when it hands them out: about a tenth of a ResNet-32's training step, a quarter of its evaluation
-    (benchmarks/step.py). The price is up to a sixth more memory at the peak. With an accelerator, whose memory torch keeps itself, and without glibc, nothing is done.
+    (benchmarks/step.py). The price is up to a sixth more memory at the peak. With an accelerator, whose memory torch keeps itself, and
+    without glibc, nothing is done.
     """
     if not sys.platform.startswith("linux") or torch.accelerator.is_available():
         yield
