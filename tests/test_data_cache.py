@@ -111,6 +111,18 @@ def test_it_is_built_once_and_for_the_same_pictures(root: Path, tmp_path: Path, 
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 2  # a changed file means another cache
 
 
+def test_other_pictures_of_the_same_names_and_sizes_have_their_own(root: Path, tmp_path: Path) -> None:
+    """As those of two BMP or PPM sets have."""
+    seen = []
+    for colour in ("red", "blue"):
+        for name in root.iterdir():
+            name.unlink()
+        for number, (height, width) in enumerate(SIZES):
+            Image.new("RGB", (width, height), colour).save(root / f"{number}.bmp")
+        seen.append(squares(cached(splits_of(root, TRAIN, TEST), tmp_path / "cache"))[0])
+    assert not torch.equal(*seen)
+
+
 def test_an_interrupted_build_goes_on(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, original = tmp_path / "cache", module.decode
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
