@@ -7,6 +7,7 @@ import lzma
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,6 +217,25 @@ def test_a_compressed_tar_that_is_too_large(tmp_path: Path, monkeypatch: pytest.
     assert open_store(path).size("zeros.jpg") == 100_000
 
 
+def test_a_member_is_never_unpacked_to_more_than_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.jpg", bytes(50_000_000))
+    monkeypatch.setattr(module, "MOST_CONTENT", 49_999_999)
+    with pytest.raises(UserError, match=r"zeros\.jpg cannot be read \(it has 50,000,000 bytes, at most 49,999,999 are read"):
+        open_store(path).read("zeros.jpg")
+    assert open_store(path).read("zeros.jpg", 10) == bytes(10)
+    content = path.read_bytes()
+    size = content.rindex(b"PK\x01\x02") + 24  # of the content, in the central directory
+    path.write_bytes(content[:size] + bytes(4) + content[size + 4 :])
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"zeros\.jpg cannot be read \(the archive is damaged here"):
+        open_store(path).read("zeros.jpg")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 5_000_000
+
+
 # ---- what to predict
 
 
@@ -241,6 +261,7 @@ def test_pictures_at_any_depth(tmp_path: Path, kind: str) -> None:
         ("list.csv", b"\xef\xbb\xbflabel;Path\nx;b/c/deep.png\ny;top.jpg\n"),
         ("list.csv", b"b/c/deep.png\ntop.jpg\n"),
         ("list.csv", b"picture\nb/c/deep.png\ntop.jpg\n"),
+        ("list.csv", b"id,filename\n7,b/c/deep.png\n8,top.jpg\n"),
         ("list.tsv", b'path\twho\n"b/c/deep.png"\tme, you\ntop.jpg\tme\n'),
     ],
 )
@@ -257,6 +278,8 @@ def test_one_picture_absolute_paths_and_empty_lists(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(str(root / "top.jpg"))
     store, names, _ = listed(tmp_path / "list.txt")
     assert store.read(names[0]) == b"top"
+    (tmp_path / "list.txt").write_text("one\u2028name.jpg\nother.jpg", encoding="utf-8")
+    assert pictures_of(tmp_path / "list.txt")[1] == ["one\u2028name.jpg", "other.jpg"]
     (tmp_path / "list.txt").write_text("\n\n")
     with pytest.raises(UserError, match="lists no pictures"):
         pictures_of(tmp_path / "list.txt")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mdcs.data.paths import Paths
-from mdcs.data.text import read_text, rows_of
+from mdcs.data.text import PATH_COLUMNS, read_text, rows_of
 from mdcs.errors import UserError
 
 # HEIC and AVIF are among them to be refused by name rather than taken for other files
@@ -29,6 +29,7 @@ HIDDEN = re.compile(r"(^|/)(\.|(__macosx|thumbs\.db|desktop\.ini)(/|$))", re.IGN
 PLAIN_NAME = re.compile(r"[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*")  # most are, and normalising takes longer than all else
 STORED, DEFLATED, OTHER = 0, 8, -1  # how a member lies in an archive; the first two are the numbers of the zip format
 MOST_IN_MEMORY = 4 << 30  # bytes that a compressed tar may unpack to
+MOST_CONTENT = 2 << 30  # bytes of one file; a small archive can hold petabytes
 BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, NotImplementedError)
 
 
@@ -122,6 +123,8 @@ class Archive(Store):
 
     def read(self, name: str, most: int | None = None) -> bytes:
         start, stored, size, method, crc = self._place(name)
+        if most is None and size > MOST_CONTENT:
+            raise _unreadable(self.root, name, ValueError(f"it has {size:,} bytes, at most {MOST_CONTENT:,} are read"))
         wanted = stored if most is None else min(stored, most + most // 100 + 64)  # what cannot be deflated grows a little
         try:
             if self.unpacked is not None:
@@ -133,7 +136,7 @@ class Archive(Store):
                     file.seek(start + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"))
                 content: bytes = file.read(wanted)
             if method == DEFLATED:
-                content = zlib.decompressobj(-15).decompress(content, size if most is None else most)
+                content = zlib.decompressobj(-15).decompress(content, max(size, 1) if most is None else most)  # 0 means any number
             elif method != STORED:
                 raise ValueError("it is encrypted, sparse, or packed in an unusual way; pack the pictures again")
             if most is None and (len(content) != size or (crc >= 0 and zlib.crc32(content) != crc)):
@@ -173,8 +176,8 @@ def open_store(root: Path) -> Store:
 def pictures_of(path: Path) -> tuple[Store, list[str], list[str]]:
     """What to predict: the store, the names of all pictures in it at any depth, and the names of files left out as no pictures.
 
-    `path` is a folder, a zip, a tar, one picture, or a list (.txt: one path a line; .csv: the column path, else the first). The paths of a
-    list are absolute or relative to its folder, and are not looked at here.
+    `path` is a folder, a zip, a tar, one picture, or a list (.txt: one path a line; .csv: the column path or file, else the first). The
+    paths of a list are absolute or relative to its folder, and are not looked at here.
     """
     suffix = path.suffix.lower()
     if path.is_file() and suffix in LIST_SUFFIXES:
@@ -199,11 +202,11 @@ def is_hidden(name: str) -> bool:
 def _listed_paths(path: Path) -> list[str]:
     text = read_text(path)
     if path.suffix.lower() in {".txt", ".lst"}:
-        paths = [line.strip() for line in text.splitlines()]
+        paths = [line.strip() for line in text.split("\n")]  # splitlines would cut names at rarer separators, too
     else:
-        rows = rows_of(text, ("path",))
+        rows = rows_of(text, PATH_COLUMNS)
         header = [cell.lower() for cell in rows[0]] if rows else []
-        column = header.index("path") if "path" in header else 0
+        column = next((header.index(name) for name in PATH_COLUMNS if name in header), 0)
         paths = [row[column] for row in rows[1 if header and not is_picture(header[column]) else 0 :] if len(row) > column]
     if not any(paths):
         raise UserError(f"{path} lists no pictures: expected one path a line, or a column named path")

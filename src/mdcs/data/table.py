@@ -13,11 +13,11 @@ from mdcs.data.paths import Paths
 from mdcs.data.splits import listed
 from mdcs.data.store import Directory, Store, open_store
 from mdcs.data.survey import evenly
-from mdcs.data.text import read_text, rows_of
+from mdcs.data.text import PATH_COLUMNS, read_text, rows_of
 from mdcs.data.tree import SPLITS, Part, in_order
 from mdcs.errors import UserError
 
-COLUMNS = {"path": ("path", "file", "filename", "image"), "label": ("label", "class"), "split": ("split",)}
+COLUMNS = {"path": PATH_COLUMNS, "label": ("label", "class"), "split": ("split",)}
 NOT_KNOWN = {"", "na", "n/a", "nan", "null", "none", "?"}
 LOOKED_FOR = 100  # paths, to find out which folder they are relative to
 

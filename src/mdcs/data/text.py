@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mdcs.errors import UserError
 
+PATH_COLUMNS = ("path", "file", "filename", "image")  # names of the column that says where pictures are
+
 
 def read_text(path: Path) -> str:
     """A text file as editors and spreadsheets write it: UTF-8 with or without a byte order mark, UTF-16 with one, else Windows-1252."""
