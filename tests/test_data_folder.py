@@ -17,8 +17,9 @@ from mdcs.data import survey as survey_module
 from mdcs.data.files import Files
 from mdcs.data.folder import Folder, quantile_thresholds
 from mdcs.data.splits import Splits
+from mdcs.data.store import open_store
 from mdcs.data.survey import evenly, in_threads, suitable_size
-from mdcs.data.tree import in_order
+from mdcs.data.tree import class_tree, in_order
 from mdcs.errors import UserError
 from mdcs.types import Classes
 
@@ -168,6 +169,19 @@ def test_layouts_that_are_refused(tmp_path: Path, files: dict[str, bytes], messa
     with pytest.raises(UserError, match=message) as caught:
         small(write(tmp_path / "root", files))
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_no_file_of_a_run_can_hold(tmp_path: Path) -> None:
+    for number, name in enumerate([b"b\xe4r/1.png", b"bee/\xe4.png"]):
+        root = tmp_path / str(number)
+        place = os.fsencode(root) + b"/" + name
+        os.makedirs(os.path.dirname(place))
+        Path(os.fsdecode(place)).write_bytes(b"1")
+        with pytest.raises(UserError, match=r"the name [/\w]*\\udce4[r.png]* is not UTF-8: rename it$"):
+            class_tree(open_store(root))
+    Path(os.fsdecode(place)).rename(root / "bee" / "1.png")
+    Path(os.fsdecode(place)).with_suffix(".txt").write_bytes(b"1")
+    assert class_tree(open_store(root)).names == ("bee",)  # what is no picture does not matter
 
 
 def test_classes_without_pictures(tmp_path: Path) -> None:

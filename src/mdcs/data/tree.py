@@ -1,6 +1,8 @@
 """Pictures in class folders: which folder is a class, which a split, and what is left out."""
 
+import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+UNDECODABLE = re.compile("[\udc80-\udcff]")  # how Python shows other bytes; a run's files are UTF-8 and cannot hold such names
 
 
 class Part(NamedTuple):
@@ -45,6 +48,8 @@ def class_tree(store: Store) -> Tree:
     class folders every folder is a class.
     """
     files, folders = store.listing()
+    if (odd := next(filter(UNDECODABLE.search, chain(folders, filter(is_picture, files))), None)) is not None:
+        raise UserError(f"{store.root}: the name {odd.encode('utf-8', 'backslashreplace').decode()} is not UTF-8: rename it")
     pictures_in: dict[str, list[str]] = {}
     others = []
     for name in files:
@@ -93,17 +98,18 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def _places(pictures_in: dict[str, list[str]], store: Store) -> tuple[str, dict[str, str]]:
     """The folder that holds all, "" or ending in "/", and the folder of each split, likewise."""
+    below = _below(pictures_in)
     base = ""
     while True:
-        tops = _tops(pictures_in, base)
-        if splits := _split_folders(pictures_in, base, store):
+        tops = below.get(base, [])
+        if splits := _split_folders(below, base, store):
             return base, splits
-        inside = [top for top in tops if _split_folders(pictures_in, f"{base}{top}/", store)]
+        inside = [top for top in tops if _split_folders(below, f"{base}{top}/", store)]
         if len(inside) > 1:
             several = ", ".join(f"{base}{top}/" for top in inside)
             raise UserError(f"{store.root}: expected {LAYOUT}, here or inside one folder, but several do: {several}; set data.root to one")
         single = inside or (tops if len(tops) == 1 and not pictures_in.get(base.rstrip("/")) else [])
-        if not single or not _tops(pictures_in, f"{base}{single[0]}/"):
+        if not single or f"{base}{single[0]}/" not in below:
             if len(tops) > 1 and all(top.lower() in SPLITS for top in tops):
                 has_train = any(SPLITS[top.lower()] == "train" for top in tops)
                 lacking = "its train/ holds no class folders" if has_train else f"it has {', '.join(tops)} and no train/"
@@ -112,12 +118,23 @@ def _places(pictures_in: dict[str, list[str]], store: Store) -> tuple[str, dict[
         base += f"{single[0]}/"
 
 
-def _split_folders(pictures_in: dict[str, list[str]], base: str, store: Store) -> dict[str, str]:
+def _below(pictures_in: Iterable[str]) -> dict[str, list[str]]:
+    """The folders directly below each folder ("" or ending in "/"), sorted: those on the way to pictures."""
+    found: dict[str, set[str]] = {}
+    for folder in pictures_in:
+        base = ""
+        for name in folder.split("/") if folder else ():
+            found.setdefault(base, set()).add(name)
+            base += f"{name}/"
+    return {base: sorted(names) for base, names in found.items()}
+
+
+def _split_folders(below: dict[str, list[str]], base: str, store: Store) -> dict[str, str]:
     """The folder of each split below `base`; none without a train folder that holds class folders."""
     found: dict[str, str] = {}
-    for top in _tops(pictures_in, base):
+    for top in below.get(base, ()):
         split = SPLITS.get(top.lower())
-        if split is None or not _tops(pictures_in, f"{base}{top}/"):
+        if split is None or f"{base}{top}/" not in below:
             continue
         if split in found:
             raise UserError(f"{store.root}: {found[split]} and {base}{top}/ would both be the {split} split: keep one")
