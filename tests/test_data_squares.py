@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mdcs.data.arrays import Cifar
 from mdcs.data.crops import Crop
 from mdcs.data.folder import Folder
 from mdcs.data.splits import DataSource
@@ -44,6 +45,20 @@ def test_squares_are_those_of_the_test_split(image_size: int, tmp_path: Path) ->
     files = sorted((tmp_path / "test").rglob("*.png"))
     (squares_BCHW,) = batches(files, source, batch_size=6)
     assert squares_BCHW.equal(test.plain(torch.arange(6)))
+
+
+def test_pictures_that_are_taken_as_stored_are_not_cropped(tmp_path: Path) -> None:
+    """Above 64 pixels, where those of other sources lose their border."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(draw.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(tmp_path / split / name / "0.png")
+    source = Cifar(str(tmp_path), num_classes=10, classes=["ant", "bee"], imbalance_factor=None, image_size=96)
+    test = source.splits().test
+    assert test is not None
+    (squares_BCHW,) = batches(sorted((tmp_path / "test").rglob("*.png")), source, batch_size=2)
+    assert squares_BCHW.equal(test.plain(torch.arange(2)))
 
 
 def test_a_size_that_was_never_decided_is_told() -> None:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -89,6 +89,7 @@ class Cifar(DataSource):
     mean: Sequence[float] = (0.4914, 0.4822, 0.4465)
     std: Sequence[float] = (0.2023, 0.1994, 0.2010)
     image_size: int | None = None  # None = as stored
+    as_stored: ClassVar[bool] = True
 
     def splits(self) -> Splits:
         """Read the dataset, decoding the chosen pictures only; an error says what was looked for and where."""

@@ -33,8 +33,7 @@ class Crop:
     def __post_init__(self) -> None:
         if self.size < 1 or self.short_side < self.size:
             raise UserError(
-                f"data.image_size={self.size}, data.resize={self.resize}: the short side is resized to data.resize before a square of side "
-                "data.image_size is cut out, so it must be as large or larger"
+                f"data.image_size={self.size}: no square of that side can be cut from pictures whose short side is {self.short_side}"
             )
         for key, (low, high), most in (("crop_scale", self.scale, 1.0), ("crop_ratio", self.ratio, math.inf)):
             if not 0 < low <= high <= most or math.isinf(high):

@@ -178,4 +178,5 @@ def _with_training_pictures(source: Source) -> Source:
     if not absent or not counts.any():
         return source
     note = f"{len(absent)} classes have no training picture and were left out, with what they have elsewhere: {listed(absent)}"
-    return source.restricted([name for name in source.names if name not in set(absent)])._replace(notes=(*source.notes, note))
+    learned = [name for name, count in zip(source.names, counts, strict=True) if count]
+    return source.restricted(learned)._replace(notes=(*source.notes, note))

@@ -1,7 +1,7 @@
 """What every data source yields: up to three sets of pictures, the classes, and what the user should be told."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class DataSource:
     mean: Sequence[float]  # of the three channels, pixels in [0, 1]
     std: Sequence[float]
     image_size: int | str | None  # side of the squares that the network sees; "auto" = chosen from the pictures, None = as stored
+    as_stored: ClassVar[bool] = False  # the network sees its pictures whole, whatever their size
 
     def splits(self) -> "Splits":
         """Read the dataset."""
@@ -103,14 +104,15 @@ class Source(NamedTuple):
 
     def restricted(self, classes: Sequence[str]) -> "Source":
         """The same source with these classes only, labelled in the given order. Positions do not change."""
-        unknown = [name for name in classes if name not in self.names]
+        number = {name: label for label, name in enumerate(self.names)}
+        unknown = [name for name in classes if name not in number]
         if unknown:
             raise UserError(f"data.classes: no class '{unknown[0]}' among the {len(self.names)} of this dataset: {', '.join(self.names)}")
         if len(set(classes)) != len(classes) or not classes:
             raise UserError(f"data.classes=[{', '.join(classes)}]: expected one or more class names, each once")
         new_label = np.full(len(self.names), -1, dtype=np.int64)
         for label, name in enumerate(classes):
-            new_label[self.names.index(name)] = label
+            new_label[number[name]] = label
 
         def relabelled(listing: Listing | None) -> Listing | None:
             return listing and listing._replace(labels=np.where(listing.labels < 0, -1, new_label[listing.labels]))

@@ -23,10 +23,10 @@ Images = Tensor | Array | Picture | Sequence[Picture]
 
 def evaluation_crop(source: DataSource) -> Crop:
     """How a picture of any size becomes what the network of a run on `source` sees: as in the source's own evaluation."""
-    size, resize = source.image_size, getattr(source, "resize", None)
+    size = source.image_size
     if not isinstance(size, int):
         raise UserError(f"data.image_size={size}: the run does not say how large its pictures are; write their side in its config.yaml")
-    return Crop(size, size if resize is None and size <= SMALL else resize)
+    return Crop(size, size if size <= SMALL or source.as_stored else None)
 
 
 def batches(images: Images, source: DataSource, batch_size: int) -> Iterator[Tensor]:
