@@ -19,6 +19,7 @@ from mdcs.contact_sheet import contact_sheet, example_rows
 from mdcs.data.benchmarks import Facts, published
 from mdcs.data.decode import Decoded
 from mdcs.data.files import Files
+from mdcs.data.folder import SMALL
 from mdcs.data.module import LongTailData
 from mdcs.data.splits import DataSource, Pictures, Splits, listed
 from mdcs.data.store import Directory, Store
@@ -26,7 +27,7 @@ from mdcs.data.survey import evenly, in_threads, refusals
 from mdcs.errors import UserError
 from mdcs.instantiate import check_arguments, instantiate
 from mdcs.output import check_output, complete_or_absent
-from mdcs.recipe import AUTO, SMALL
+from mdcs.recipe import AUTO
 
 NAMED = 3  # of the files that something is wrong with
 COLOURS = {"ok": "green", "note": "yellow", "off": "red"}

@@ -9,9 +9,9 @@ from typing import Any
 
 from mdcs import config
 from mdcs.build import make_source
+from mdcs.data.folder import SMALL
 
 AUTO = "auto"
-SMALL = 64  # pixels, up to which pictures are handled as CIFAR's are
 STEPS = 6000  # of the optimiser, aimed at between MIN_EPOCHS and MAX_EPOCHS: consistency self-distillation wants thousands
 MIN_EPOCHS, MAX_EPOCHS = 60, 100
 MOST_WORKERS = 8
