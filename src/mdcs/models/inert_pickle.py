@@ -205,10 +205,10 @@ def open_zip(file: BinaryIO) -> tuple[Any, Load]:
     folder = next((name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")), None)
     if folder is None:
         raise ValueError("it is an archive of something else")
-    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-        raise ValueError("it was written on a big-endian machine")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
         raise ValueError("it is compressed, which PyTorch files are not")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise ValueError("it was written on a big-endian machine")
 
     def load(storage: Storage) -> Tensor:
         entry = archive.getinfo(f"{folder}data/{storage.key}")
