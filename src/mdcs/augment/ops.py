@@ -280,4 +280,4 @@ def _mean_luma(luma_B1HW: Tensor) -> Tensor:
 def _blend(degenerate: Tensor, pixels: Tensor, factor_B: Tensor) -> Tensor:
     """`Image.blend`: degenerate + factor·(pixels − degenerate) in float32, clipped and truncated. The first axis is B."""
     factor = factor_B.float().view(-1, *[1] * (pixels.dim() - 1))
-    return (factor * (pixels - degenerate)).add_(degenerate).clamp_(0, 255).to(torch.uint8)
+    return ((pixels - degenerate) * factor).add_(degenerate).clamp_(0, 255).to(torch.uint8)
