@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import mdcs
@@ -94,6 +95,19 @@ def test_the_file_answers_as_the_run(format: str, folder: Path, tmp_path: Path, 
 def test_other_networks(setting: str, format: str, tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", SETTINGS[setting])
     check_answers(mdcs.load(folder), format, export(str(folder), format))
+
+
+def test_a_network_made_for_the_size_of_its_pictures(tmp_path: Path) -> None:
+    for number in range(8):
+        place = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number * 30, 0, 0)).save(place)
+    words = ["data=folder", f"data.root={tmp_path / 'photos'}", "model=timm", "model.name=test_vit2", "trainer.max_epochs=1"]
+    run = mdcs.run([*words, f"hydra.run.dir={tmp_path / 'run'}"])
+    images = run.splits.train.plain(torch.arange(4))
+    with torch.no_grad():
+        logits = read_safetensors(export(str(tmp_path / "run"), "safetensors"))(images)[1]
+    torch.testing.assert_close(logits, run.predict(images), rtol=0, atol=1e-4)
 
 
 def test_the_torch_file_needs_no_mdcs(folder: Path, tmp_path: Path) -> None:

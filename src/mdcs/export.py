@@ -105,6 +105,9 @@ def export(run: str, format: str | None = None, output: str | None = None, check
 def describe(run: Run) -> dict[str, Any]:
     """What goes into the file beside weights and computation."""
     augment, crop = run.module.augment, evaluation_crop(run.source)
+    model = {key: value for key, value in run.config["model"].items() if key != "pretrained"}  # the weights are here
+    if model.get("image_size", 0) is None:
+        model["image_size"] = crop.size  # as of the run, for networks made for one size
     return {
         "classes": list(run.classes.names),
         "image_size": crop.size,  # S
@@ -113,7 +116,7 @@ def describe(run: Run) -> dict[str, Any]:
         "std": list(augment.std),
         "downscale": augment.downscale,
         "num_experts": run.net.num_experts,
-        "model": {key: value for key, value in run.config["model"].items() if key != "pretrained"},  # the weights are here
+        "model": model,
         "mdcs_version": mdcs.__version__,
     }
 
