@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from textwrap import indent
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from mdcs import config
 from mdcs.errors import UserError
 from mdcs.instantiate import check_arguments, suggestion
+from mdcs.sweep import Sweep, is_of_launcher, note_failure, refuse_ranks_in_a_sweep, train_or_go_on
 
 if TYPE_CHECKING:
     from mdcs.build import Run
 
 VERBS = {
     "train": "train, predict, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
+    "search": "words of train, some with several values, data.val_fraction=0.2 [trials=20] [metric=accuracy_few]: the best on validation; "
+    "resume=DIR",
     "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...] [logit_adjustment=1]: scores, other test distributions",
     "check": "data=... [sample=256|all] [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
     "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
@@ -41,10 +45,13 @@ FUNCTIONS = {
     "import": ("mdcs.published", "import_published"),
 }
 
+log = logging.getLogger("mdcs")
+
 EXAMPLES = """`mdcs train --cfg job` prints every setting; trainer.* takes any argument of Lightning's Trainer. Examples:
   mdcs train loss=ce model.num_experts=1
   mdcs train data=cifar100 data.root=cifar-100-python.tar.gz trainer.max_epochs=100
-  mdcs train -m loss=ce,mdcs 'seed=range(3)'"""
+  mdcs train -m loss=ce,mdcs 'seed=range(3)'
+  mdcs train -m hydra/launcher=joblib hydra.launcher.n_jobs=2 loss=ce,mdcs   # two at a time, sharing one device; also submitit"""
 
 
 def main() -> None:
@@ -92,23 +99,30 @@ def usage(verb: str | None = None) -> str:
 
 def run_verb(verb: str, words: list[str]) -> None:
     """Dispatch; words that begin with - are Hydra's own flags."""
-    log, screen = logging.getLogger("mdcs"), logging.StreamHandler(sys.stderr)
+    screen = logging.StreamHandler(sys.stderr)
     log.setLevel(logging.DEBUG)
     screen.setLevel(logging.INFO)
     screen.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(screen)
     log.propagate = False  # Hydra gives the root logger a handler in sweeps
-    warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)[.]")  # advice to those who write the training loop
+    without_advice()
     try:
         if any(word.startswith("-") for word in words):
             through_hydra(verb, words)
         elif verb == "train":
             train_words(words)
+        elif verb == "search":
+            importlib.import_module("mdcs.search").search(words)
         else:
             other_words(verb, words)
     finally:
         log.removeHandler(screen)
         log.propagate = True
+
+
+def without_advice() -> None:
+    """Lightning's warnings are for those who write the training loop."""
+    warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)[.]")
 
 
 def train_words(words: list[str]) -> "Run":
@@ -125,11 +139,11 @@ def train_words(words: list[str]) -> "Run":
     return train_config(config.with_names(config.plain(cfg), cfg.hydra.runtime.choices), Path(config.run_dir(cfg)))
 
 
-def train_config(cfg: dict[str, Any], folder: Path) -> "Run":
-    """Train a composed configuration."""
+def train_config(cfg: dict[str, Any], folder: Path, again: bool = False) -> "Run":
+    """Train a composed configuration. `again`: `folder` may hold this run already."""
     from mdcs.train import train
 
-    return train(config.with_absolute_paths(cfg), Path(config.absolute(str(folder))))
+    return (train_or_go_on if again else train)(config.with_absolute_paths(cfg), Path(config.absolute(str(folder))))
 
 
 def resume_words(folder: Path, words: list[str]) -> "Run":
@@ -177,17 +191,17 @@ def through_hydra(verb: str, words: list[str]) -> None:
         raise UserError(f"mdcs {verb} takes key=value words only, not {' '.join(word for word in words if word.startswith('-'))}")
     if any(word.startswith("resume=") for word in words):
         raise UserError("resume=DIR continues one run and takes no flags: leave out " + " ".join(w for w in words if w.startswith("-")))
-    if {"-m", "--multirun"} & set(words):
-        settings = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
-        refuse_ranks_in_a_sweep(settings.get("trainer.devices", "1"), settings.get("trainer.num_nodes", "1"))
-    given, failures = list(sys.argv), []
+    sweep = Sweep.of(words) if {"-m", "--multirun"} & set(words) else None
+    given = list(sys.argv)
 
     def task(cfg: Any) -> None:
         hydra_cfg = HydraConfig.get()
+        folder = Path(hydra_cfg.runtime.output_dir)
         # Lightning starts other ranks by repeating sys.argv, which must be what the user wrote.
         inner, sys.argv = sys.argv, given
         try:
             if hydra_cfg.mode is RunMode.MULTIRUN:
+                without_advice()  # in whichever process a launcher runs this
                 refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
             choices = hydra_cfg.runtime.choices
             if "auto" in choices.values():
@@ -195,35 +209,39 @@ def through_hydra(verb: str, words: list[str]) -> None:
 
                 cfg = composed(list(hydra_cfg.overrides.task))
                 choices = cfg.hydra.runtime.choices
-            train_config(config.with_names(config.plain(cfg), choices), Path(hydra_cfg.runtime.output_dir))
-        except UserError as mistake:
-            folder = Path(hydra_cfg.runtime.output_dir)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            train_config(config.with_names(config.plain(cfg), choices), folder, again=hydra_cfg.mode is RunMode.MULTIRUN)
+        except Exception as failure:
             if hydra_cfg.mode is not RunMode.MULTIRUN:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
                 raise
-            told(UserError(f"job {hydra_cfg.job.num} ({' '.join(hydra_cfg.overrides.task)}): {mistake}"))
-            failures.append(mistake)
+            reason = note_failure(folder, hydra_cfg.overrides.task, failure)
+            if not isinstance(failure, UserError):
+                traceback.print_exc()
+            told(UserError(f"job {hydra_cfg.job.num} {reason}"))
         finally:
             sys.argv = inner
 
     config.register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing several lines and exiting 1
-    sys.argv = [given[0], *config.hydra_words(words)]
+    sys.argv = [given[0], *config.hydra_words(sweep.words if sweep else words)]
     try:
         hydra.main(config_path=str(config.conf_dir()), config_name="config", version_base=config.VERSION_BASE)(task)()
     except (HydraException, OmegaConfBaseException) as refusal:
+        if sweep:
+            sweep.remove_if_unused()
         raise UserError(config.in_one_line(refusal)) from refusal
+    except (KeyboardInterrupt, SystemExit):
+        if sweep:
+            sweep.settle()
+            log.info(f"the sweep is interrupted; {sweep.go_on()}")
+        raise
+    except Exception as failure:
+        if sweep and is_of_launcher(failure):
+            sweep.settle()
+            raise UserError(f"the launcher lost a job ({type(failure).__name__}, its process was ended): {sweep.go_on()}") from failure
+        raise
     finally:
         sys.argv = given
-    if failures:
-        raise UserError(f"{len(failures)} of the sweep's jobs failed, see above")
-
-
-def refuse_ranks_in_a_sweep(devices: str, num_nodes: str) -> None:
-    """Each rank that Lightning starts would walk the whole sweep by itself, into a folder of its own."""
-    if devices != "1" or num_nodes != "1" or os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
-        raise UserError(
-            f"-m with trainer.devices={devices}, trainer.num_nodes={num_nodes}: a sweep runs its jobs on one device each; "
-            f"train on several with one command a job: `mdcs train trainer.devices={devices} ...`"
-        )
+    if sweep:
+        sweep.conclude()
