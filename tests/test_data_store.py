@@ -217,6 +217,14 @@ def test_a_compressed_tar_that_is_too_large(tmp_path: Path, monkeypatch: pytest.
     assert open_store(path).size("zeros.jpg") == 100_000
 
 
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    os.truncate(tmp_path / "a.jpg", 3 << 30)  # most of it takes no place on the disk
+    with pytest.raises(UserError, match=r"a\.jpg cannot be read \(it has 3,221,225,472 bytes, at most 2,147,483,648 are read"):
+        open_store(tmp_path).read("a.jpg")
+    assert open_store(tmp_path).read("a.jpg", 2) == b"1\0"
+
+
 def test_a_member_is_never_unpacked_to_more_than_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -92,6 +92,8 @@ class Directory(Store):
     def read(self, name: str, most: int | None = None) -> bytes:
         try:
             with open(self.root / name, "rb", buffering=0) as file:
+                if most is None:
+                    _require_moderate(os.fstat(file.fileno()).st_size)
                 return file.read(-1 if most is None else most) or b""
         except (OSError, ValueError) as error:
             raise _unreadable(self.root, name, error) from error
@@ -123,10 +125,10 @@ class Archive(Store):
 
     def read(self, name: str, most: int | None = None) -> bytes:
         start, stored, size, method, crc = self._place(name)
-        if most is None and size > MOST_CONTENT:
-            raise _unreadable(self.root, name, ValueError(f"it has {size:,} bytes, at most {MOST_CONTENT:,} are read"))
         wanted = stored if most is None else min(stored, most + most // 100 + 64)  # what cannot be deflated grows a little
         try:
+            if most is None:
+                _require_moderate(size)
             if self.unpacked is not None:
                 return self.unpacked[start : start + stored][:most]
             with open(self.root, "rb", buffering=0) as file:
@@ -216,6 +218,11 @@ def _listed_paths(path: Path) -> list[str]:
 def _identity(folder: Path) -> tuple[int, int]:
     found = os.stat(folder)
     return found.st_dev, found.st_ino
+
+
+def _require_moderate(size: int) -> None:
+    if size > MOST_CONTENT:
+        raise ValueError(f"it has {size:,} bytes, at most {MOST_CONTENT:,} are read")
 
 
 def _unreadable(root: Path, name: str, error: Exception) -> UserError:
