@@ -95,7 +95,7 @@ def test_golden_training_step(prefix: str, num_classes: int) -> None:
 
 
 def hash_u(name: str, n: int) -> np.ndarray:
-    """n numbers in [0, 1) that depend on the name only: the rule by which the golden pictures were filled."""
+    """n numbers in [0, 1) that depend on the name only: the rule by which the golden pictures and networks were filled."""
     mask = np.uint64(0xFFFFFFFF)
     x = (np.arange(n, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(zlib.crc32(name.encode()))) & mask
     x ^= x >> np.uint64(16)

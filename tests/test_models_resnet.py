@@ -1,7 +1,6 @@
 """ResNet experts against the published networks: shapes, arithmetic, forward in evaluation and training mode."""
 
 import math
-import zlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from mdcs.errors import UserError
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.pretrained import published_mdcs, published_model
 from mdcs.models.resnet import ResNet
+from test_models import hash_u
 
 VECTORS = golden("backbones_filled.npz")
 ARCHITECTURES = golden("architectures.json")
@@ -26,18 +26,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet152_places_lt": {"depth": 152, "width": (64, 128, 256, 512)},
     "resnet152_share_layer3": {"depth": 152, "width": (64, 128, 256, 512), "share_layer3": True},
 }
-
-
-def hash_u(name: str, n: int) -> np.ndarray:
-    """n numbers in [0, 1) that depend on the name only: the rule by which the golden networks were filled."""
-    mask = np.uint64(0xFFFFFFFF)
-    x = (np.arange(n, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(zlib.crc32(name.encode()))) & mask
-    x ^= x >> np.uint64(16)
-    x = (x * np.uint64(2246822519)) & mask
-    x ^= x >> np.uint64(13)
-    x = (x * np.uint64(3266489917)) & mask
-    x ^= x >> np.uint64(16)
-    return x / 4294967296.0
 
 
 def filled(name: str, shape: list[int]) -> Tensor:
