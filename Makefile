@@ -1,9 +1,10 @@
 # make demo: install and train MDCS on digits-LT.  make test: install what the tests need and run them all.
+# make bench: measure the speed of everything that is fast, and write benchmarks/RESULTS.md.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint
+.PHONY: install demo test lint bench
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -27,3 +28,6 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/run_all.py

@@ -96,7 +96,8 @@ class Augment(nn.Module):
             uniform_BR = self._table(name, v, epoch, stored_B3HW.device)[batch.index if batch.draw is None else batch.draw]
             augmented_B3HW = self.policies[name](stored_B3HW, uniform_BR)
             images_N3HW[v * rows : (v + 1) * rows].copy_(self._normalise(augmented_B3HW))
-        targets_BC = F.one_hot(batch.labels, num_classes).float()
+        # F.one_hot would read the largest label back first
+        targets_BC = (batch.labels[:, None] == torch.arange(num_classes, device=batch.labels.device)).float()
         return Views(images_N3HW.unflatten(0, (len(views), rows)), targets_BC, batch.index, batch.meta)
 
     @torch.no_grad()

@@ -1,0 +1,87 @@
+"""Every speed benchmark runs, and what it calls plain computes what mdcs computes."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mdcs.losses.mdcs import MDCS
+from mdcs.models.expert_net import ExpertNet
+from mdcs.models.resnet_cifar import ResNetCifar
+from mdcs.types import Classes, Output, Views
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch):
+    """Import a benchmark by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in [name for name, module in sys.modules.items() if str(BENCHMARKS) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["step", "loss", "growth", "launches", pytest.param("startup", marks=pytest.mark.slow), "loop"])
+def test_it_runs(benchmark, name: str, capsys: pytest.CaptureFixture) -> None:
+    text = benchmark(name).main(["--quick"])
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 3
+    assert "nan" not in text and "inf" not in text
+
+
+def test_the_plain_network_is_ours(benchmark) -> None:
+    """Same weights by the same names, same logits, in float64."""
+    torch.manual_seed(0)
+    plain = benchmark("plain").ExpertResNet(3, 7, 14, (4, 8, 12)).double()
+    net = ExpertNet(ResNetCifar(3, 14, (4, 8, 12)), 7).double()
+    state = {f"backbone.{name}": value for name, value in plain.state_dict().items() if not name.startswith("linears")}
+    state["heads.weight"] = torch.stack(list(plain.linears)).detach()
+    net.load_state_dict(state)
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(plain(images), dim=1), net(images).logits, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("epoch", [1, 30])
+@pytest.mark.parametrize("right", [0, 3])
+def test_the_plain_loss_is_ours(benchmark, epoch: int, right: int) -> None:
+    """Value and gradient, in float64, with and without confident pictures. The plain one adds 1e-9 to the counts, as published."""
+    torch.manual_seed(0)
+    counts_C, labels_B = torch.tensor([100, 40, 9, 3, 1]), torch.tensor([0, 1, 2, 3, 4, 0])
+    logits_VBKC = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    logits_VBKC.scatter_(3, labels_B[None, :, None, None].expand(2, -1, 3, 1), -30.0)
+    logits_VBKC[:, :right].mul_(-1)
+    logits_VBKC.requires_grad_()
+    classes = Classes(tuple("abcde"), counts_C)
+    views = Views(torch.empty(0), F.one_hot(labels_B, 5).double(), labels_B)
+    ours = MDCS(classes)(Output(logits_VBKC, logits_VBKC), views, epoch)["loss"]
+    experts = [logits_VBKC[:, :, k].flatten(0, 1) for k in range(3)]
+    plain = benchmark("plain").mdcs_loss(experts, labels_B, counts_C, [-0.5, 1.0, 2.5], epoch)
+    torch.testing.assert_close(plain.double(), ours, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(loss, logits_VBKC, retain_graph=True)[0] for loss in (plain, ours)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_plain_loader_and_the_plain_matrix(benchmark) -> None:
+    plain = benchmark("plain")
+    images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
+    batches = list(plain.loader(images, [0, 1, 2, 0, 1, 2], 4))
+    assert [tuple(weak.shape) for weak, _, _ in batches] == [(4, 3, 32, 32), (2, 3, 32, 32)]
+    assert all(weak.shape == strong.shape and weak.dtype == torch.float32 for weak, strong, _ in batches)
+    assert plain.confusion_matrix([0, 1, 1], [0, 1, 0], 2) == [[1, 1], [0, 1]]
+
+
+def test_ratios_are_medians_over_rounds(benchmark) -> None:
+    timing = benchmark("side_by_side").Timing({"plain": [(4.0, 2.0), (9.0, 2.0), (8.0, 2.0)], "fast": [(2.0, 1.0), (3.0, 2.0), (2.0, 0.5)]})
+    assert timing.ratio("plain", "fast") == 3.0
+    assert timing.ratio("plain", "fast", 1) == 2.0
+    assert timing.median("plain") == 8.0
+    assert "| fast | 2e+03 | 3.00 | 1e+03 | 2.00 |" in timing.table("plain")
