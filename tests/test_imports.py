@@ -12,13 +12,14 @@ import mdcs
 SOURCE = Path(mdcs.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
-BASE = {"errors", "randomness", "types", "instantiate", "config"}
+BASE = {"errors", "durable", "randomness", "types", "instantiate", "config"}
 ROOMS = {"data", "augment", "models", "losses"}
 SCIENCE = {"evaluation", "analysis"}
 # What each part may import, beside itself. A file at the top that is not named here is a verb's: it may use all but the command line.
 MAY_IMPORT = {
     "errors": set(),
     "randomness": set(),
+    "durable": set(),
     "types": {"errors"},
     "instantiate": {"errors"},
     "config": {"errors", "instantiate"},

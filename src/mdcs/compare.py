@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluate import screen
 from mdcs.evaluation.comparison import FinishedRun, Method, grouped
 from mdcs.evaluation.paired import TESTED, chosen, fairness, require_one_test_set, tests
 from mdcs.evaluation.predictions import classes_from_json
-from mdcs.training.checkpoint import write_durably
 
 METRICS = {"overall": "accuracy", "many": "accuracy_many", "medium": "accuracy_medium", "few": "accuracy_few", "ECE": "ece", "NLL": "nll"}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mdcs.build import LOADER_KEYS, Run, build, load
 from mdcs.config import absolute, read_yaml
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluation.agnostic import agnostic
 from mdcs.evaluation.predictions import Predictions, classes_from_json, read_views
@@ -20,7 +21,6 @@ from mdcs.evaluation.scores import scores
 from mdcs.evaluation.shift import log_prior
 from mdcs.instantiate import instantiate, resolve
 from mdcs.predict import predict_split
-from mdcs.training.checkpoint import write_durably
 from mdcs.types import Classes, Loss
 
 # What scores.json says of the trained model rather than of the training or the test.

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mdcs.build import build
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.models.pretrained import published_mdcs, published_model, read_published
 from mdcs.train import first_files
-from mdcs.training.checkpoint import DurableCheckpointIO, write_durably
+from mdcs.training.checkpoint import DurableCheckpointIO
 
 log = logging.getLogger("mdcs")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from mdcs.data.splits import Pictures
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.report.page import page
-from mdcs.training.checkpoint import write_durably
 
 MARK = 'content="mdcs report"'
 

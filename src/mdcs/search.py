@@ -24,13 +24,13 @@ from rich.table import Table
 
 from mdcs import config
 from mdcs.build import Run, build
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluate import screen
 from mdcs.proposals import distributions, examples, in_words, proposed, words_of
 from mdcs.recipe import composed
 from mdcs.sweep import refuse_ranks_in_a_sweep
 from mdcs.train import fit
-from mdcs.training.checkpoint import write_durably
 
 OWN = ("trials", "metric", "output")  # settings of the search; all others are those of `mdcs train`
 HIGHER = ("balanced_accuracy", "accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "macro_f1")

@@ -16,6 +16,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.training.meters import columns, in_words
 from mdcs.training.module import LongTailModule
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
 LINES_ON_SCREEN = 10
 
 log = logging.getLogger("mdcs")
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write beside the place, sync, rename: a reader sees the old file or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pytorch_lightning.loggers import Logger
 
+from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.instantiate import instantiate, resolve
-from mdcs.training.checkpoint import write_durably
 
 INIT_TIMEOUT = 10.0  # seconds for a server that does not answer; then the run is offline
 FINISH_TIMEOUT = 60.0  # seconds, at the end, for what is not uploaded yet; it stays on disk
