@@ -47,7 +47,7 @@ def survey(store: Store, paths: Sequence[str], num_classes: int) -> Survey:
     median = int(np.median(sides))
     spread = f", from {min(sides)} to {max(sides)}" if min(sides) < max(sides) else ""
     lines = (
-        f"{store.root}: {len(paths):,} pictures in {num_classes} class{"es" * (num_classes > 1)} to train and validate on",
+        f"{store.root}: {len(paths):,} pictures in {num_classes} class{'es' * (num_classes > 1)} to train and validate on",
         f"short side: {median} pixels in the median of {len(sides):,} pictures{spread}",
     )
     return Survey(suitable_size(median), len(paths), lines)
