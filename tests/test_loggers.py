@@ -122,6 +122,12 @@ def test_tables_and_figures_are_complete(logged: OfflineRun, folder: Path) -> No
         assert files[f"figures/{name}"].read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_runs_report_is_an_artifact(logged: OfflineRun, folder: Path) -> None:
+    (report,) = [artifact for artifact in logged.artifacts if artifact.type == "report"]
+    assert [entry.path for entry in report.manifest.contents] == ["report.html"]
+    assert report.name == f"report-{logged.run.run_id}"
+
+
 def test_neither_screen_nor_code_nor_differences_are_sent(logged: OfflineRun) -> None:
     assert logged.output == []
     names = {path.name for path in (logged.folder / "files").rglob("*")}
@@ -195,6 +201,13 @@ def test_without_a_login_the_run_is_offline_and_says_so(mode: str | None, tmp_pa
     assert run.history[0]["train/loss"] == 2.0
 
 
+def test_a_malformed_key_is_no_login(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    run, said = started(tmp_path / "run", caplog)
+    assert said.startswith("W&B: the login cannot be used (") and "so offline" in said
+    assert run.history[0]["train/loss"] == 2.0
+
+
 def test_asked_to_be_offline_it_gives_no_excuse(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     _, said = started(tmp_path / "run", caplog)
@@ -256,17 +269,6 @@ def test_disabled_leaves_no_trace(tmp_path: Path) -> None:
         logger.start()
         logger.epoch({"epoch": 1})
     assert logger.logger is None and not list(tmp_path.iterdir())
-
-
-def test_the_report_is_an_artifact(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run")
-    (folder / "report.html").write_text("<p>page</p>")
-    with RunLogger({"logger": {"_target_": "mdcs.training.loggers.WandB", "mode": "offline"}}, folder) as logger:
-        logger.start()
-        logger.conclude(4, lambda: results(folder))
-    (only,) = offline_runs(folder)
-    (report,) = [artifact for artifact in only.artifacts if artifact.type == "report"]
-    assert [(entry.path, entry.size) for entry in report.manifest.contents] == [("report.html", 11)]
 
 
 def test_one_expert_has_no_diversity_to_log(tmp_path: Path) -> None:

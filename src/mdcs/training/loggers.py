@@ -221,6 +221,8 @@ def why_offline() -> str | None:
         from wandb.sdk.lib import wbauth
 
         known = wbauth.authenticate_session(host=host, source="mdcs", prompt=False, update_session=False) is not None
+    except wandb.Error as error:
+        return f"the login cannot be used ({' '.join(str(error).split())[:100]})"
     except (ImportError, AttributeError, TypeError):  # not a public part of wandb; other versions may differ
         known = bool(os.environ.get("WANDB_API_KEY"))
     return why_silent(host) if known else "not logged in (`wandb login`)"
