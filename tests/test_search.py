@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mdcs import cli
 from mdcs.cli import other_words
@@ -63,6 +65,18 @@ def test_the_best_can_then_be_scored_on_the_test_split_and_compared(whole: Searc
     assert scores["split"] == "test" and scores["n"] == 600
     compared = other_words("compare", [f"runs=[{whole.folder}]", f"output={tmp_path / 'compared'}"])
     assert len(compared["methods"]) == 3
+
+
+def test_a_dataset_without_a_test_split(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for label in ("ant", "bee"):
+        (tmp_path / "my photos" / label).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(np.full((24, 24, 3), 30 * i, np.uint8)).save(tmp_path / "my photos" / label / f"{i}.png")
+    words = ["data=folder", f"data.root={tmp_path / 'my photos'}", "data.val_fraction=0.3", "model=resnet8,resnet14", "trials=1"]
+    found = search([*words, "trainer.max_epochs=1", f"output={tmp_path / 'found'}"])
+    shown = capfd.readouterr().out
+    assert found.done[0]["state"] == "finished" and "split=test" not in shown
+    assert f"mdcs train -m data.image_size=32 augment=cifar data.batch_size=32 data=folder 'data.root=\"{tmp_path}/my photos\"'" in shown
 
 
 def test_the_record_can_be_read(whole: Search) -> None:

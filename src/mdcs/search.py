@@ -52,6 +52,7 @@ class Search:
     trials: int
     seed: int
     validation_sha256: str | None = None  # the pictures that all trials are judged by
+    has_test: bool = False  # whether the dataset has a test split, to score the best trial on afterwards
     done: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
@@ -222,7 +223,7 @@ def prepared(this: Search, number: int) -> Run:
     validation = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in rows)).hexdigest()
     if this.validation_sha256 not in (None, validation):
         raise UserError("it would be validated on other pictures than the trials before; a search compares on the same ones")
-    this.validation_sha256 = validation
+    this.validation_sha256, this.has_test = validation, run.splits.test is not None
     run.splits = run.splits._replace(test=None)
     return run
 
@@ -244,10 +245,11 @@ def alone_in(folder: Path) -> Iterator[None]:
     """UserError if another process searches in `folder`."""
     place = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise UserError(f"{folder}: another process searches there") from held
         yield
-    except BlockingIOError as held:
-        raise UserError(f"{folder}: another process searches there") from held
     finally:
         os.close(place)
 
@@ -267,10 +269,13 @@ def tell(this: Search) -> None:
         table.add_row(str(n), f"{this.done[n]['value']:.4f}", in_words(this.done[n]["params"]))
     screen().print(table)
     best = [word.removeprefix("++") for word in [*this.words, *words_of(this.done[ranked[0]]["params"])]]
-    for line in (
+    lines = [
         f"all trials: {this.folder}/trials.csv",
         "the best of many trials is lucky, too: train it anew with other seeds before you believe its figures, for example",
         f"  mdcs train -m {shlex.join(best)} 'seed=range(1,4)'",
-        f"no trial has seen the test split; `mdcs evaluate run={this.folder / str(ranked[0])} split=test` scores the best one on it",
-    ):
+    ]
+    if this.has_test:
+        evaluate = shlex.join(["mdcs", "evaluate", f"run={this.folder / str(ranked[0])}", "split=test"])
+        lines.append(f"no trial was scored on the test split; `{evaluate}` does so with the best one")
+    for line in lines:
         screen().print(line, highlight=False, soft_wrap=True, markup=False)
