@@ -231,7 +231,7 @@ def test_size_follows_from_the_pictures(tmp_path: Path, side: int, expected: int
     source = Folder(str(write(tmp_path, files)), on_bad="skip")
     survey = source.survey()
     assert survey.image_size == expected and survey.num_pictures == 9
-    assert "9 pictures of 2 classes" in survey.lines[0]
+    assert "9 pictures in 2 classes" in survey.lines[0]
     assert f"{side} pixels in the median of 8 pictures, from {side} to 800" in survey.lines[1]
     splits = source.splits()
     assert splits.train.images.shape[1:] == (3, expected, expected)

@@ -74,6 +74,8 @@ def main() -> None:
         sys.exit(told(mistake))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `mdcs --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def told(mistake: UserError) -> int:

@@ -21,7 +21,8 @@ def flattened(node: Any, name: str = "") -> dict[str, Any]:
 
 def by_method(configs: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Path]]:
     """Run folders by what their configurations share apart from SEEDS. Refused: two runs of a method with the same seeds."""
-    flat = {folder: flattened(config) for folder, config in configs.items()}
+    # who is told of a run does not make it another method
+    flat = {folder: flattened({key: value for key, value in config.items() if key != "logger"}) for folder, config in configs.items()}
     seeds = {folder: tuple(settings.pop(key, None) for key in SEEDS) for folder, settings in flat.items()}
     methods: dict[str, list[Path]] = {}
     for folder, settings in flat.items():

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -41,12 +42,10 @@ class Digits(DataSource):
     image_size: int = field(init=False, default=8)
 
     def splits(self) -> Splits:
-        """Read the digits; takes well under a second once scikit-learn is imported."""
-        from sklearn.datasets import load_digits  # seconds to import
-
-        digits = load_digits()
-        grey_NHW = np.round(digits.images * 255 / 16).astype(np.uint8)
-        labels = digits.target.astype(np.int64)
+        """Read the digits, in a moment."""
+        digits = _digits()
+        grey_NHW = np.round(digits[:, :64].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+        labels = digits[:, 64].astype(np.int64)
         is_test = np.zeros(len(labels), dtype=bool)
         random = np.random.RandomState(0)
         for label in range(10):
@@ -62,6 +61,18 @@ class Digits(DataSource):
         source = Source(tuple(str(label) for label in range(10)), train, test)
         counts = [max(1, count) for count in long_tailed_counts(110, 10, self.imbalance_factor, self.profile)]
         return long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+
+
+def _digits() -> np.ndarray:
+    """(1797, 65): 64 grey values from 0 to 16 and the class. From scikit-learn's file, for its import takes longer than an epoch."""
+    package = find_spec("sklearn")
+    for place in (package and package.submodule_search_locations) or ():
+        if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # a version that keeps it elsewhere
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])
 
 
 @dataclass(frozen=True)
