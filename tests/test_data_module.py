@@ -13,7 +13,7 @@ from mdcs.data.arrays import Digits
 from mdcs.data.crops import Crop
 from mdcs.data.decode import BadPicture
 from mdcs.data.files import Files
-from mdcs.data.module import LongTailData, PictureBatches, require_even_share
+from mdcs.data.module import LongTailData, PictureBatches, require_even_share, resident
 from mdcs.data.order import EpochOrder, Request
 from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
@@ -114,6 +114,18 @@ def test_workers_give_the_same_batches(splits: Splits) -> None:
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         for first, second in zip(with_workers, without, strict=True):
             assert torch.equal(first.index, second.index) and torch.equal(first.images, second.images)
+
+
+def test_pictures_go_to_a_device_that_has_room_for_them(splits: Splits) -> None:
+    """On "meta", a device without memory: batches are gathered where the pictures are."""
+    size, device = splits.train.images.nbytes, torch.device("meta")  # type: ignore[union-attr]
+    assert resident(splits.train, device, 3 * size) is splits.train
+    decoded = decoded_splits(splits, Picture()).train
+    assert resident(decoded, device, 10**12) is decoded
+    there = resident(splits.train._replace(meta=torch.zeros(len(splits.train.labels), 2)), device, 4 * size)
+    batch = PictureBatches(there)[Request([3, 1], [3, 1], 0)]
+    assert [value.device for value in batch if value is not None] == [device] * 5
+    assert batch.images.shape == (1, 2, 3, 8, 8) and batch.meta is not None and batch.meta.shape == (2, 2)
 
 
 def test_mistakes(splits: Splits) -> None:

@@ -14,6 +14,7 @@ from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
 from mdcs.types import Batch
 
+SHARE_OF_DEVICE = 0.25  # of the free memory of a GPU, for the training pictures
 MOST_PIXELS = 128 * 224 * 224  # of a batch in evaluation: bounds the memory that its activations take
 
 
@@ -41,8 +42,9 @@ class PictureBatches(Dataset[Batch]):
             return error  # type: ignore[return-value]  # `Batches` raises it
 
     def _batch(self, request: Request) -> Batch:
-        index_B, draw_B = (torch.tensor(rows, dtype=torch.int64) for rows in request[:2])  # the dtype matters for an empty list
         images, labels, meta = self.pictures.images, self.pictures.labels, self.pictures.meta
+        rows_of = (torch.tensor(rows, dtype=torch.int64) for rows in request[:2])  # the dtype matters for an empty list
+        index_B, draw_B = (rows_B.to(labels.device, non_blocking=True) for rows_B in rows_of)
         if isinstance(images, Tensor) or self.num_views is None:
             images_VB3HW = self.pictures.plain(index_B)[None]
         else:
@@ -55,7 +57,7 @@ class Batches(DataLoader[Batch]):
 
     def __init__(self, batches: PictureBatches, order: EpochOrder, num_workers: int) -> None:
         # batch_size=None: the order yields whole batches, so torch must not batch again
-        pin = num_workers > 0 and torch.cuda.is_available()
+        pin = torch.cuda.is_available() and batches.pictures.labels.device.type == "cpu"
         super().__init__(
             batches, batch_size=None, sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin
         )
@@ -68,6 +70,14 @@ def _raised(batch: Batch | UserError) -> Batch:
     if isinstance(batch, UserError):
         raise batch
     return batch
+
+
+def resident(pictures: Pictures, device: torch.device, free_bytes: int) -> Pictures:
+    """`pictures` on `device`, if they are in memory and take at most `SHARE_OF_DEVICE` of its free bytes; otherwise as they are."""
+    images, meta = pictures.images, pictures.meta
+    if not isinstance(images, Tensor) or images.nbytes > SHARE_OF_DEVICE * free_bytes:
+        return pictures
+    return pictures._replace(images=images.to(device), labels=pictures.labels.to(device), meta=None if meta is None else meta.to(device))
 
 
 def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1) -> None:
@@ -91,6 +101,8 @@ class LongTailData(pl.LightningDataModule):
     None = 512 or, of large pictures, fewer. `num_views` are those of the loss. `sampler`, `repeats`: see `Resampling`. `crop_scale`,
     `crop_ratio`: see `Crop`, where pictures are decoded when they are asked for; the others are not cropped here. Each rank takes its own
     share here, so the Trainer must be built with `use_distributed_sampler=False`.
+
+    Training pictures that are in memory go to a GPU once, as uint8, if they fit well; batches are then gathered there, without workers.
     """
 
     def __init__(
@@ -132,11 +144,14 @@ class LongTailData(pl.LightningDataModule):
         rank, world_size = self._rank_and_world_size()
         micro = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         require_even_share(self.batch_size, world_size, micro)
-        train = self.splits.train
+        train, num_workers = self.splits.train, self.num_workers
+        if self.trainer is not None and (device := self.trainer.strategy.root_device).type == "cuda":
+            train = resident(train, device, torch.cuda.mem_get_info(device)[0])
+            num_workers = num_workers if train is self.splits.train else 0
         order = EpochOrder(len(train.labels), self.batch_size // micro, self.seed, rank, world_size, resampling=self.resampling)
         if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return Batches(PictureBatches(train, self.seed, self.num_views), order, self.num_workers)
+        return Batches(PictureBatches(train, self.seed, self.num_views), order, num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """This rank's share of the validation split, or an empty list.
