@@ -35,7 +35,7 @@ LOADER_KEYS = ("batch_size", "num_workers", "sampler", "repeats", "crop_scale", 
 DATA_KEYS = (*LOADER_KEYS, "cache")
 SCHEDULE_KEYS = ("schedule", "warmup_epochs", "milestones", "gamma")
 OTHER_OPTIM_KEYS = ("backbone_lr", "ema_decay", "ema_evaluate")
-OTHER_MODEL_KEYS = ("head", "pretrained")
+OTHER_MODEL_KEYS = ("head", "pretrained", "compile")
 
 
 @dataclass(repr=False)
@@ -139,7 +139,7 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None, resumed: bool 
     augment.check(loss.views)
     averaging = {key: cfg["optim"][key] for key in ("ema_decay", "ema_evaluate") if key in cfg["optim"]}
     check_arguments(LongTailModule, averaging, "optim", {"net": net})
-    module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"], **averaging)
+    module = LongTailModule(net, loss, augment, classes, optimiser, schedule, cfg["seed"], **averaging, compile=cfg["model"].get("compile"))
     run = Run(own, source, classes, net, module, notes=tuple(notes))
     if splits is not None:
         if cfg["checkpoint"] == "best" and splits.val is None:

@@ -21,6 +21,7 @@ from mdcs.training.sam import SAM
 from mdcs.training.schedule import Schedule
 from mdcs.types import Batch, Classes, Loss, Output, Views
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
 FUSED = (torch.optim.SGD, torch.optim.Adam)  # and what is derived from them, AdamW and SAM
 
 
@@ -28,6 +29,8 @@ class LongTailModule(pl.LightningModule):
     """Trains `net` with `loss` on the views that `augment` makes. `row` holds the figures of the last epoch, for metrics.csv.
 
     `ema_decay` keeps averaged weights beside those that are trained; `ema_evaluate` validates (and a run predicts) with them.
+    `compile` names a mode of torch.compile for the network's training pass: it takes a minute or more at the first step, and another for
+    an epoch's last, smaller batch. "reduce-overhead" puts forward and backward into CUDA graphs. Not worth it on CPUs.
     """
 
     def __init__(
@@ -41,8 +44,11 @@ class LongTailModule(pl.LightningModule):
         seed: int,
         ema_decay: float | None = None,
         ema_evaluate: bool = False,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
+        if compile not in (None, *COMPILE_MODES):
+            raise UserError(f"model.compile={compile}: expected null, {', '.join(COMPILE_MODES[:-1])} or {COMPILE_MODES[-1]}")
         self.ema_teacher = getattr(loss, "ema_teacher", False)
         if ema_decay is None and (self.ema_teacher or ema_evaluate):
             asking = "loss.teacher=ema" if self.ema_teacher else "optim.ema_evaluate=true"
@@ -55,6 +61,8 @@ class LongTailModule(pl.LightningModule):
         self.ema = None if ema_decay is None else AveragedNet(net, ema_decay)
         self.ema_evaluate = ema_evaluate
         self.net = net
+        # A function beside the module: the network's own names, and its evaluation, stay as they are.
+        self.compiled = None if compile is None else torch.compile(net.forward, mode=compile, dynamic=False)
         self.loss = loss
         self.augment = augment
         self.num_classes = len(classes)
@@ -110,7 +118,7 @@ class LongTailModule(pl.LightningModule):
             views = self.augment.mixing(views, self.current_epoch, step)
         num_views, rows = views.images.shape[:2]
         meta_NM = None if views.meta is None else views.meta.repeat(num_views, 1)
-        out = self.net(views.images.flatten(0, 1), meta_NM)
+        out = (self.compiled or self.net)(views.images.flatten(0, 1), meta_NM)
         out = Output(*(x.unflatten(0, (num_views, rows)) for x in out))
         taught = {"ema_logits": self.ema(views.images[0], views.meta).logits} if self.ema is not None and self.ema_teacher else {}
         with exact:

@@ -1,0 +1,71 @@
+"""The training step: what it seeds, how weights are updated, and the compiled network against the plain one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import mdcs
+from mdcs.build import Run, build
+from mdcs.config import compose, plain
+from mdcs.errors import UserError
+from mdcs.training.module import seed_generators, use_fused_step
+
+
+def built(*words: str) -> Run:
+    return build(plain(compose("train", list(words))))
+
+
+def test_seeding_is_that_of_torch_and_stores_nothing() -> None:
+    """torch.manual_seed stores the call for accelerators that are not there, in a list that grows with every step."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        expected = torch.rand(3)
+        waiting = len(torch.cuda._queued_calls)
+        seed_generators(7, torch.device("cpu"))
+        assert torch.equal(torch.rand(3), expected)
+        assert len(torch.cuda._queued_calls) == waiting
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_fused_update_is_the_plain_one(kind: type[torch.optim.Optimizer]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((5,), (4, 3), (2, 3, 3, 3))]
+    arguments = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9, "nesterov": True} if kind is torch.optim.SGD else {})
+    ways = [[torch.nn.Parameter(value.clone()) for value in start] for _ in range(2)]
+    optimisers = [kind(weights, **arguments) for weights in ways]
+    use_fused_step(optimisers[1])
+    assert optimisers[1].param_groups[0]["fused"] is True
+    for _ in range(5):
+        gradients = [torch.randn(value.shape, generator=generator) for value in start]
+        for weights, optimiser in zip(ways, optimisers, strict=True):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.clone()
+            optimiser.step()
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_another_way_that_was_chosen_is_kept() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1, foreach=True)
+    use_fused_step(optimiser)
+    assert optimiser.param_groups[0]["fused"] is None
+
+
+def test_an_unknown_compile_mode_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^model\.compile=fast: expected null, default, reduce-overhead or max-autotune$"):
+        built("model.compile=fast")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_the_compiled_network_trains_as_the_plain_one(tmp_path: Path) -> None:
+    """Two epochs: the same file of weights by name and shape, and nearly the same numbers."""
+    words = ["trainer.max_epochs=2", "model.num_experts=2", "model.width=[4,8,12]", "optim.lr=0.02"]
+    runs = [
+        mdcs.run([*words, f"model.compile={mode}", f"hydra.run.dir={tmp_path / mode}"]).net.state_dict() for mode in ("null", "default")
+    ]
+    assert list(runs[0]) == list(runs[1])
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, rtol=0.02, atol=0.02, msg=name)
