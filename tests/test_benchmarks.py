@@ -30,7 +30,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["step", "loss", "growth", "launches", pytest.param("startup", marks=pytest.mark.slow), "loop"])
+@pytest.mark.parametrize(
+    "name", ["step", "loss", "growth", "launches", "loop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "startup"))]
+)
 def test_it_runs(benchmark, name: str, capsys: pytest.CaptureFixture) -> None:
     text = benchmark(name).main(["--quick"])
     rows = [line for line in text.splitlines() if line.startswith("| ")]

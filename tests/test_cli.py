@@ -78,7 +78,7 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         (["resume=x", "-m"], "resume=DIR continues one run and takes no flags: leave out -m"),
         (["~optim.gamma"], "optim.gamma is missing from the configuration"),
         (["~model.head"], "model.head is missing from the configuration"),
-        (["data.root=x"], "data.root: there is no such setting: `mdcs train --cfg job` prints all there are"),
+        (["data.root=x"], "data.root: there is no such setting with the data chosen, but with data=cifar10, "),
         (["seed=-1"], "seed=-1: expected a whole number from 0"),
         (["resume=nowhere"], "not a run folder"),
         (["-m", "trainer.devices=2"], "a sweep runs its jobs on one device each"),
@@ -157,7 +157,7 @@ def test_a_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=null", "hydra.run.dir=whole") == 0
     assert json.loads((tmp_path / "whole" / "classes.json").read_text())["counts"] == [3, 9]
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(tmp_path / "photos" / "train" / "bee" / "0.png")
-    assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=null") == 0
+    assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=null", "hydra.run.dir=deep") == 0
     (tmp_path / "photos" / "train" / "bee" / "0.png").write_bytes(b"no picture")
     assert mdcs(monkeypatch, "train", *words, "data.imbalance_factor=null") == 2
     assert "train/bee/0.png" in capfd.readouterr().err

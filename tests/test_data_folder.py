@@ -15,7 +15,7 @@ from torch import Tensor
 from mdcs.data import folder as module
 from mdcs.data import survey as survey_module
 from mdcs.data.files import Files
-from mdcs.data.folder import Folder, quantile_thresholds
+from mdcs.data.folder import Folder, misspelt, quantile_thresholds
 from mdcs.data.splits import Splits
 from mdcs.data.store import open_store
 from mdcs.data.survey import evenly, in_threads, suitable_size
@@ -188,7 +188,7 @@ def test_classes_without_pictures(tmp_path: Path) -> None:
     files = {name: content for name, content in SPLIT.items() if name.split("/")[:2] not in (["train", "Ähre"], ["test", "图片"])}
     splits = small(write(tmp_path, files | {"train/leer/": b""}))
     assert splits.classes.names == ("a b=c", "图片")
-    assert noted(splits, "2 classes have no training picture", "leer, Ähre")
+    assert noted(splits, "2 classes (leer, Ähre) have no training picture; what is in them elsewhere was left out")
     assert noted(splits, "1 class (图片) has no test picture")
     assert splits.test is not None and splits.test.labels.tolist() == [0, 0]
     with pytest.raises(UserError, match="class 'Ähre' has no training picture"):
@@ -424,3 +424,8 @@ def test_settings_that_are_refused(tmp_path: Path, settings: dict[str, object], 
 def test_threads_keep_the_order() -> None:
     assert list(in_threads(lambda place: place**2, 1000, "squares")) == [place**2 for place in range(1000)]
     assert list(in_threads(lambda place: place, 0, "nothing")) == []
+
+
+def test_names_that_look_alike_are_asked_about() -> None:
+    assert misspelt(["spidr"], ["bee", "spider", "spidr"]) == "; is 'spidr' a misspelt 'spider'?"
+    assert misspelt(["class 1"], ["class 1", "class 2"]) == "" and misspelt(["bee"], ["bee", "wolf"]) == ""

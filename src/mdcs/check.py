@@ -19,7 +19,7 @@ from mdcs.contact_sheet import contact_sheet, example_rows
 from mdcs.data.benchmarks import Facts, published
 from mdcs.data.decode import Decoded
 from mdcs.data.files import Files
-from mdcs.data.folder import SMALL
+from mdcs.data.folder import LEFT_OUT, SMALL
 from mdcs.data.module import LongTailData
 from mdcs.data.splits import DataSource, Pictures, Splits, listed
 from mdcs.data.store import Directory, Store
@@ -60,9 +60,10 @@ def check(
     check_output(place, (".png",), overwrite=True)
     for key in ("root", "file"):
         if data.get(key) and not data.get("download") and not os.path.exists(data[key]):
-            raise UserError(f"data.{key}={data[key]}: there is nothing there; data/README.md says what to get and how to lay it out")
+            raise UserError(f"data.{key}={data[key]}: there is no such file or folder; data/README.md says how each dataset is laid out")
     data, augment = with_choices(data, augment)
-    source = make_source(data)
+    strict = data.get("on_bad") == "stop"  # here the rest is looked at, too
+    source = make_source({**data, "on_bad": "skip"} if strict else data)
     try:
         splits = source.splits()
     except UserError as mistake:
@@ -71,7 +72,8 @@ def check(
     check_arguments(LongTailData, loader, "data", {"splits": splits})
     splits = LongTailData(splits, **loader).splits  # as the loaders of a run crop them
     files, good = of_files(splits)
-    findings = [*(Finding("note", "note", note) for note in splits.notes), of_counts(splits, published(data)), *files]
+    findings = [Finding("note", "off" if strict and LEFT_OUT in note else "note", note) for note in splits.notes]
+    findings += [of_counts(splits, published(data)), *files]
     findings += [of_sample(splits, good, sample), of_overlap(splits), *of_single_pictures(splits)]
     findings.append(of_views(splits, source, augment, seed, place))
     return told(findings)
@@ -101,11 +103,12 @@ def of_counts(splits: Splits, facts: Facts | None) -> Finding:
     found = {name: len(pictures.labels) for name, pictures in splits.named().items()}
     groups = ", ".join(f"{int(group.sum())} {name}-shot" for name, group in splits.classes.groups.items())
     detail = ", ".join(f"{count:,} {name}" for name, count in found.items())
-    detail += f"; {len(counts):,} classes of {counts.max():,} to {counts.min():,} training pictures; {groups}"
+    trained = splits.classes.counts
+    detail += f"; {len(counts):,} classes of {int(trained.max()):,} to {int(trained.min()):,} training pictures; {groups}"
     if len(counts) < 2:
         return Finding("counts", "off", f"there is one class only, {splits.classes.names[0]!r}: a classifier needs at least two")
     if facts is None:
-        return Finding("counts", "ok", f"{detail}; nothing is published of these settings")
+        return Finding("counts", "ok", detail)
     found["train"] = int(counts.sum())
     shots = (int((counts > 100).sum()), int(((counts >= 20) & (counts <= 100)).sum()), int((counts < 20).sum()))
     pairs = {f"{name} pictures": (found.get(name, 0), want) for name, want in facts.pictures.items()}

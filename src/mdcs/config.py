@@ -61,16 +61,20 @@ def _quoted(path: str) -> str:
 def compose(verb: str, words: Sequence[str]) -> Any:
     """The configuration (a DictConfig with its `hydra` node) of `verb` with the overrides `words`, or UserError."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
     name = "config" if verb == "train" else verb
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None  # a sweep's own, which allows no second one
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base=VERSION_BASE):
             return hydra.compose(name, hydra_words(words), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as refusal:
         raise UserError(in_one_line(refusal, name)) from refusal
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def register_resolvers() -> None:
@@ -107,6 +111,16 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
     full_key = re.search(r"full_key: (\S+)", text)
     if unknown:
         key = full_key.group(1) if full_key else unknown.group(2) or unknown.group(1)
+        group, _, setting = key.partition(".")
+        having = [
+            file.stem
+            for file in sorted(conf_dir().glob(f"{group}/*.yaml"))
+            if re.search(rf"^{re.escape(setting)}:", file.read_text(encoding="utf-8"), re.M)
+        ]
+        if setting and having:
+            return (
+                f"{key}: there is no such setting with the {group} chosen, but with {', '.join(f'{group}={choice}' for choice in having)}"
+            )
         return f"{key}: there is no such setting{suggestion(key, _known_keys(name))}"
     choice = re.search(
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':\n(.*?)\n(?:Config search path|$)", text + "\n", re.DOTALL

@@ -1,5 +1,7 @@
 """A contact sheet: pictures of some classes as they are evaluated, and the views that they are trained on."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -57,7 +59,7 @@ def _drawn(pixels: np.ndarray, texts: list[str]) -> Image.Image:
     larger = max(1, CELL // max(height, width))
     width, height = width * larger, height * larger
     sheet = Image.new("RGB", (LABELS + columns * (width + MARGIN), LINE + MARGIN + rows * (height + MARGIN)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for column, name in enumerate(COLUMNS):
         draw.text((LABELS + column * (width + MARGIN), MARGIN / 2), name, "black", font)
     for row, text in enumerate(texts):
@@ -68,6 +70,13 @@ def _drawn(pixels: np.ndarray, texts: list[str]) -> Image.Image:
             picture = Image.fromarray(pixels[row, column]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (LABELS + column * (width + MARGIN), top))
     return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """The one that matplotlib brings: Pillow's own lacks all but ASCII."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12)
 
 
 def _shortened(words: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

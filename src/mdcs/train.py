@@ -58,7 +58,15 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     if rows and scored.get("epochs") == int(rows[-1]["epoch"]) >= cfg["trainer"]["max_epochs"]:
         log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
         return load(folder)
-    return fit(build(cfg, resumed=(folder / "checkpoints" / "last.ckpt").exists()), folder)
+    run = build(cfg, resumed=(folder / "checkpoints" / "last.ckpt").exists())
+    subset = (folder / "subset.csv").read_bytes().decode() if (folder / "subset.csv").exists() else None
+    if subset is not None and subset != (now := first_files(run)["subset.csv"]):
+        before, after = subset.count("\n") - 1, now.count("\n") - 1
+        raise UserError(
+            f"{folder} was trained on the {before} pictures of its subset.csv, and the dataset now gives {after}, not all of them the "
+            "same: put the pictures back as they were, or start a new run"
+        )
+    return fit(run, folder)
 
 
 def fit(run: Run, folder: Path) -> Run:
@@ -118,7 +126,7 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger) -> Run:
         measured["checkpoint_epoch"] = run.epoch
         write_scores(folder, run.classes, run.splits.scored, run.config["checkpoint"], facts | measured)
         with reported_only():
-            write_report(folder, run.splits.named()[run.splits.scored])
+            log.info(f"report: {write_report(folder, run.splits.named()[run.splits.scored])}")
         logger.conclude(epochs, lambda: results(folder))
     return run
 

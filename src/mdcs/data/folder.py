@@ -1,5 +1,7 @@
 """Own pictures in class folders: any sizes, in a folder, a zip or a tar, with or without split folders."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +14,15 @@ from torch import Tensor
 from mdcs.data.crops import Crop
 from mdcs.data.decode import Decoded, measured
 from mdcs.data.files import Files
-from mdcs.data.splits import DataSource, Listing, Source, Splits, Survey, listed, long_tailed_splits
+from mdcs.data.splits import DataSource, Listing, Source, Splits, Survey, having, listed, long_tailed_splits
 from mdcs.data.store import Store, open_store
 from mdcs.data.survey import duplicates, evenly, refusals, survey
 from mdcs.data.tree import Part, class_tree
 from mdcs.errors import UserError
 
 SMALL = 64  # pixels; squares up to this side are kept in memory
+LEFT_OUT = "cannot be read and were left out"
+MOST_COMPARED = 1000  # classes whose names are compared with one another
 MOST_MEASURED = 50_000  # pictures whose header is read at the start; all of a million would take minutes
 
 
@@ -87,7 +91,11 @@ class Folder(DataSource):
         source = self._readable(source, own.store, size)
         if self.classes is None:
             source = _with_training_pictures(source)
-        splits = long_tailed_splits(source, source.train_counts(), self.subset_seed, self.val_fraction, self.many_above, self.few_below)
+        counts = source.train_counts()
+        rare = [name for name, count in zip(source.names, counts, strict=True) if count <= 2]
+        if question := misspelt(rare, source.names):
+            source = source._replace(notes=(*source.notes, f"{having(rare)} one or two training pictures{question}"))
+        splits = long_tailed_splits(source, counts, self.subset_seed, self.val_fraction, self.many_above, self.few_below)
         notes = list(splits.notes)
         classes = splits.classes
         if self.shot_groups == "quantiles":
@@ -115,7 +123,7 @@ class Folder(DataSource):
             )
         notes = source.notes
         if bad:
-            notes += (f"{len(bad)} of {total:,} pictures cannot be read and were left out: {listed(list(bad), 100)}",)
+            notes += (f"{len(bad)} of {total:,} pictures {LEFT_OUT}: {listed(list(bad), 100)}",)
         return source._replace(train=listings["train"], val=listings.get("val"), test=listings.get("test"), notes=notes)
 
 
@@ -177,6 +185,16 @@ def _with_training_pictures(source: Source) -> Source:
     absent = [name for name, count in zip(source.names, counts, strict=True) if not count]
     if not absent or not counts.any():
         return source
-    note = f"{len(absent)} classes have no training picture and were left out, with what they have elsewhere: {listed(absent)}"
+    note = f"{having(absent)} no training picture; what is in {'them' if len(absent) > 1 else 'it'} elsewhere was left out"
+    note += misspelt(absent, source.names)
     learned = [name for name, count in zip(source.names, counts, strict=True) if count]
     return source.restricted(learned)._replace(notes=(*source.notes, note))
+
+
+def misspelt(suspects: Sequence[str], names: Sequence[str]) -> str:
+    """The end of a sentence about `suspects`, if one of them looks like another of `names`. Numbered names do not count as alike."""
+    for name in suspects if len(names) <= MOST_COMPARED else ():
+        others = [other for other in names if re.sub(r"\d", "", other) != re.sub(r"\d", "", name)]
+        if close := difflib.get_close_matches(name, others, 1, 0.8):
+            return f"; is '{name}' a misspelt '{close[0]}'?"
+    return ""

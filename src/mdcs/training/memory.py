@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # the names of the settings in glibc's malloc.h
-USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536  # mallopt(3)
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # the names of the settings in glibc's malloc.h
+# mallopt(3). By default glibc raises both thresholds up to these values by itself, which any call of mallopt ends: so they are set then.
+USUALLY = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
 
 
 @contextmanager
@@ -16,9 +17,9 @@ def freed_memory_kept() -> Iterator[None]:
     """Within it, freed memory stays with the process until it is asked for again; afterwards what is free goes back to the system.
 
     Activations are large, and every step frees and wants the same ones. By default glibc returns such blocks to the system each time, and
-    the system zeroes every page anew when it hands them out: about a tenth of a ResNet-32's training step, a quarter of its evaluation
-    (benchmarks/step.py). The price is up to a sixth more memory at the peak. With an accelerator, whose memory torch keeps itself, and
-    without glibc, nothing is done.
+    the system zeroes every page anew when it hands them out: of a ResNet-32's training step about a tenth in float32 and a twentieth in
+    bfloat16 (benchmarks/memory.py), of its evaluation a quarter. The peak may be higher by up to a sixth. With an accelerator, whose
+    memory torch keeps itself, and without glibc, nothing is done.
     """
     if not sys.platform.startswith("linux") or torch.accelerator.is_available():
         yield
@@ -33,6 +34,6 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        set_option(TRIM_THRESHOLD, USUAL_TRIM_THRESHOLD)
-        set_option(MMAP_MAX, USUAL_MMAP_MAX)
+        for option, value in USUALLY.items():
+            set_option(option, value)
         give_back(0)
