@@ -11,6 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRIPTS = {
     "step.py": "Training step",
+    "memory.py": "Memory kept from step to step",
     "loss.py": "Loss",
     "launches.py": "Operations a step",
     "views.py": "Both views",
