@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from side_by_side import machine, options
 
 PROGRAM = """
@@ -43,8 +45,6 @@ def measured(way: str, precision: str, threads: int, quick: bool) -> list[float]
 
 
 def main(words: list[str] | None = None) -> str:
-    import torch
-
     chosen = options(__doc__, words)
     lines = [machine(), "", f"| way (n = {chosen.rounds}) | ms, wall | ms, processor | pages a step | peak MiB |", "|---|---|---|---|---|"]
     saved = []
