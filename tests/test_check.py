@@ -97,7 +97,8 @@ def test_a_picture_in_two_splits(places: list[str], tmp_path: Path, capsys: pyte
 def test_a_list_that_cannot_be_read(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open(tmp_path / "Places/Places_LT/Places_LT_train.txt", "a") as file:
         file.write("val_256/0.jpg 3\n")
-    assert "Places_LT_train.txt, line 10: class 3 of val_256/0.jpg: expected 0 to 2" in off(capsys, *places)
+    told = off(capsys, *places).replace(" ", "")  # the table breaks long paths anywhere
+    assert "Places_LT_train.txt,line10:class3ofval_256/0.jpg:expected0to2" in told
 
 
 def test_no_picture_at_all(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

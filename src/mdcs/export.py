@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 import mdcs
-from mdcs.build import Run
+from mdcs.build import OTHER_MODEL_KEYS, Run
 from mdcs.data.squares import evaluation_crop
 from mdcs.errors import UserError
 from mdcs.evaluation.combine import combine
@@ -105,7 +105,7 @@ def export(run: str, format: str | None = None, output: str | None = None, check
 def describe(run: Run) -> dict[str, Any]:
     """What goes into the file beside weights and computation."""
     augment, crop = run.module.augment, evaluation_crop(run.source)
-    model = {key: value for key, value in run.config["model"].items() if key != "pretrained"}  # the weights are here
+    model = {key: value for key, value in run.config["model"].items() if key not in ("pretrained", "compile")}  # the weights are here
     if model.get("image_size", 0) is None:
         model["image_size"] = crop.size  # as of the run, for networks made for one size
     return {
@@ -167,7 +167,7 @@ def read_safetensors(file: str | Path) -> Classifier:
     description = json.loads(header[DESCRIPTION])
     node = description["model"]
     with keyed_globals(0, "export"):
-        backbone = instantiate({key: value for key, value in node.items() if key != "head"}, Backbone, "model")
+        backbone = instantiate({key: value for key, value in node.items() if key not in OTHER_MODEL_KEYS}, Backbone, "model")
         net = ExpertNet(backbone, len(description["classes"]), node["head"])
     net.load_state_dict(weights)
     return Classifier(net, description)
