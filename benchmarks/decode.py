@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from torchvision import transforms
 
 from mdcs.augment.policies import ImageNetStrong, ImageNetWeak
@@ -31,8 +31,9 @@ from mdcs.data.paths import Paths
 from mdcs.data.splits import Pictures, Splits
 from mdcs.data.store import open_store
 from mdcs.types import Classes
+from plain_views import randaugment
 
-MEAN, STD, FILL = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (124, 116, 104)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESULTS = Path(__file__).parent / "results" / "decode.md"
 
 
@@ -66,36 +67,6 @@ def files_of(splits: Splits) -> Files:
     return splits.train.images
 
 
-def pillow_randaugment(picture: Image.Image) -> Image.Image:
-    """rand-n2-m10-mstd0.5 with Pillow, one picture at a time."""
-    for _ in range(2):
-        operation = random.randrange(15)
-        if random.random() < 0.5:
-            continue
-        level = min(max(random.gauss(10, 0.5), 0.0), 10.0)
-        sign, kind = random.choice((-1, 1)), random.choice((Image.Resampling.BILINEAR, Image.Resampling.BICUBIC))
-        width, height = picture.size
-        slope, share, factor = sign * 0.03 * level, sign * 0.045 * level, 0.18 * level + 0.1
-        if operation == 0:
-            picture = picture.rotate(sign * 3 * level, kind, fillcolor=FILL)
-        elif operation <= 4:
-            matrix = ((1, slope, 0, 0, 1, 0), (1, 0, 0, slope, 1, 0), (1, 0, share * width, 0, 1, 0), (1, 0, 0, 0, 1, share * height))
-            picture = picture.transform(picture.size, Image.Transform.AFFINE, matrix[operation - 1], kind, fillcolor=FILL)
-        elif operation <= 8:
-            enhance = (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness, ImageEnhance.Sharpness)[operation - 5]
-            picture = enhance(picture).enhance(factor)
-        elif operation <= 11:
-            picture = (ImageOps.autocontrast, ImageOps.equalize, ImageOps.invert)[operation - 9](picture)
-        elif operation == 12:
-            picture = ImageOps.posterize(picture, int(0.4 * level))
-        elif operation == 13:
-            picture = ImageOps.solarize(picture, int(25.6 * level))
-        else:
-            added = [min(255, grey + int(11 * level)) if grey < 128 else grey for grey in range(256)]
-            picture = picture.point(added * 3)
-    return picture
-
-
 def published(folder: Path) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]]:
     """File -> both views as float tensors, as a dataset of the published kind makes them."""
     cut = [
@@ -104,7 +75,7 @@ def published(folder: Path) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]
         transforms.ColorJitter(0.4, 0.4, 0.4, 0),
     ]
     end = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    weak, strong = transforms.Compose([*cut, *end]), transforms.Compose([*cut, pillow_randaugment, *end])
+    weak, strong = transforms.Compose([*cut, *end]), transforms.Compose([*cut, randaugment, *end])
 
     def views(name: str) -> tuple[torch.Tensor, torch.Tensor]:
         with open(folder / name, "rb") as file:
