@@ -84,7 +84,7 @@ def test_two_ranks_write_one_run_folder(launcher: str, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs" / "digits-resnet8-mdcs").iterdir()
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert {path.name for path in folder.iterdir()} == {
-        *("checkpoints", "predictions", "classes.json", "config.yaml", "metrics.csv", "run.log", "scores.json", "subset.csv")
+        *("checkpoints", "predictions", "classes.json", "config.yaml", "metrics.csv", "report.html", "run.log", "scores.json", "subset.csv")
     }
     scores = json.loads((folder / "scores.json").read_text())
     assert (scores["n"], scores["world_size"]) == (600, 2)

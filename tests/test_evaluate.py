@@ -63,7 +63,7 @@ def test_a_run_without_a_test_split_is_judged_by_validation(run: Run, tmp_path: 
     shutil.rmtree(folder / "predictions" / "test")
     for file in folder.glob("scores*.json"):
         file.unlink()
-    write_scores(folder, run.classes, "val", "last", {"seed": 0, "views": 1, "parameters": 1})  # as training does
+    write_scores(folder, run.classes, "val", "last", {"seed": 0, "views": 1, "parameters": 1, "macs_per_picture": 1})  # as training does
     first = json.loads((folder / "scores.json").read_text())
     assert first["split"] == "val" and first["temperature"] is None and evaluate(str(folder)) == first
     assert [file.name for file in folder.glob("scores*.json")] == ["scores.json"]
