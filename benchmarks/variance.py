@@ -11,12 +11,8 @@ these runs) and other training subsets (jackknife over the runs, given these pic
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +21,8 @@ from scipy import stats
 from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows
 from mdcs.evaluation.predictions import Predictions, classes_from_json
 from mdcs.types import Classes
+from runs import BOTH, train_all
 
-BOTH = "loss.views=[weak,strong]"
 METHODS = {
     "CE, K = 1": ["loss=ce", BOTH, "model.num_experts=1"],
     "balanced softmax, K = 3": ["loss=balanced_softmax", BOTH],
@@ -37,22 +33,6 @@ PAIRS = [("MDCS", "MDCS without consistency"), ("MDCS", "balanced softmax, K = 3
 SLUGS = dict(zip(METHODS, ("ce", "bs3", "mdcs_alpha0", "mdcs"), strict=True))
 GROUPS = ("all", "many", "medium", "few")
 UNITS = {"error": 100, "bias": 100, "variance": 100, "disagreement": 100, "nll": 1, "kl_bias": 1, "kl_variance": 1}
-
-
-def train(method: str, number: int, epochs: int, place: Path) -> Path:
-    """One run in its own process, unless it is finished."""
-    folder = place / f"{SLUGS[method]}-{number}"
-    if not (folder / "scores.json").exists():
-        if (folder / "config.yaml").exists():
-            words = [f"resume={folder}"]
-        else:
-            seeds = [f"seed={number}", f"data.subset_seed={number}"]
-            words = [*METHODS[method], *seeds, f"trainer.max_epochs={epochs}", "data=digits", f"hydra.run.dir={folder}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-m", "mdcs", "train", *words], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{folder}: {done.stderr or done.stdout}")
-    return folder
 
 
 def means(runs: Sequence[Predictions], classes: Classes, of: str = "ensemble") -> np.ndarray:
@@ -124,19 +104,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "variance.md")
     arguments = parser.parse_args()
-    place = arguments.runs.absolute()
-
-    jobs = [(method, number) for number in range(arguments.subsets) for method in METHODS]
-    with ThreadPoolExecutor(arguments.workers) as pool:
-        folders = dict(zip(jobs, pool.map(lambda job: train(*job, arguments.epochs, place), jobs), strict=True))
-    epochs = {json.loads((folder / "scores.json").read_text())["epochs"] for folder in folders.values()}
+    wanted = {SLUGS[method]: [*words, "data=digits", f"trainer.max_epochs={arguments.epochs}"] for method, words in METHODS.items()}
+    subsets = range(arguments.subsets)
+    scores = train_all(wanted, subsets, arguments.runs, arguments.workers)
+    epochs = {known["epochs"] for known in scores.values()}
     if epochs != {arguments.epochs}:
-        sys.exit(f"{place} holds runs of {sorted(epochs)} epochs, asked for {arguments.epochs}: choose another --runs")
+        sys.exit(f"{arguments.runs} holds runs of {sorted(epochs)} epochs, asked for {arguments.epochs}: choose another --runs")
 
-    first, runs = folders[jobs[0]], {}
-    classes, known = classes_from_json(first / "classes.json"), json.loads((first / "scores.json").read_text())
-    for method in METHODS:
-        runs[method] = [Predictions.read(folders[method, number] / "predictions" / "test") for number in range(arguments.subsets)]
+    known = scores["mdcs", 0]
+    classes = classes_from_json(arguments.runs / "mdcs-0" / "classes.json")
+    runs = {
+        method: [Predictions.read(arguments.runs / f"{slug}-{number}" / "predictions" / "test") for number in subsets]
+        for method, slug in SLUGS.items()
+    }
     lines = [
         f"# Bias and variance on digits-LT: M = {arguments.subsets} subsets drawn anew, {known['n']} test pictures",
         "",
