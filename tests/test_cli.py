@@ -1,6 +1,8 @@
 """The command line: help, mistakes in one line with exit code 2 and nothing left behind, odd paths, sweeps."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from mdcs import cli
+from mdcs import cli, config
+from mdcs.help import VERBS, usage
 
 QUICK = "trainer.max_epochs=1"
 
@@ -32,11 +35,31 @@ def test_help_and_wrong_verbs_answer_without_torch() -> None:
         "except SystemExit as end: print('code', end.code)\n"
         "print([name for name in ('torch', 'hydra', 'pytorch_lightning', 'numpy') if name in sys.modules])"
     )
-    for words, expected in ((["--help"], "train"), (["train", "--help"], "optim=sgd"), (["trian"], "code 2")):
+    for words, expected in (
+        (["--help"], "train"),
+        (["train", "--help"], "optim=sgd"),
+        (["check", "--help"], "sample=256"),
+        (["trian"], "code 2"),
+    ):
         done = subprocess.run([sys.executable, "-c", program.format(words=words)], capture_output=True, text=True)
         assert expected in done.stdout, done.stdout + done.stderr
         assert done.stdout.endswith("[]\n")
     assert done.stderr == "mdcs: trian: there is no such verb: did you mean train?; `mdcs --help` explains them\n"
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+def test_help_of_a_verb_names_its_settings_and_its_examples_are_taken(verb: str) -> None:
+    text = usage(config.conf_dir(), verb)
+    told = dict(re.findall(r"^  (\w+)=(\S+)", text.partition("\n\n")[2].partition("\n\n")[0], re.MULTILINE))
+    node = yaml.safe_load((config.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8"))
+    assert told.keys() == node.keys() - {"defaults"}
+    assert {name for name, value in told.items() if value == "..."} == {name for name, value in node.items() if value == "???"}
+    examples = [line.strip() for line in text.partition("Examples:\n")[2].splitlines()]
+    assert examples and all(f"mdcs {verb} " in line for line in examples)
+    for words in (shlex.split(line.partition(f"mdcs {verb} ")[2], comments=True) for line in examples):
+        if verb != "search":
+            words = [f"++{word}" if verb == "evaluate" and word.startswith("data.") else word for word in words]
+            config.plain(config.compose(verb, words))  # nothing that must be given is missing
 
 
 @pytest.mark.parametrize(

@@ -7,31 +7,17 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from mdcs import config
 from mdcs.errors import UserError
+from mdcs.help import VERBS, usage
 from mdcs.instantiate import check_arguments, suggestion
 from mdcs.sweep import Sweep, is_of_launcher, note_failure, refuse_ranks_in_a_sweep, train_or_go_on
 
 if TYPE_CHECKING:
     from mdcs.build import Run
 
-VERBS = {
-    "train": "train, predict, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
-    "search": "words of train, some with several values, data.val_fraction=0.2 [trials=20] [metric=accuracy_few]: the best on validation; "
-    "resume=DIR",
-    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [data.root=...] [logit_adjustment=1]: scores, other test distributions",
-    "check": "data=... [sample=256|all] [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
-    "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
-    "compare": "runs=[A,B,...]: mean and s.d. over seeds, paired tests, a table of what differs",
-    "analyse": "runs=[A,B,...] kind=diversity|variance: how the experts differ; bias and variance over re-drawn training pictures",
-    "report": "run=DIR, or runs=[A,B]: report.html, one page to look at",
-    "dashboard": "project=ENTITY/PROJECT [dry_run=true output=FILE.json]: a W&B page that compares the experts of all runs there",
-    "export": "run=DIR format=torch|onnx|safetensors output=FILE: the model with its class names and preprocessing",
-    "import": "format=mdcs file=model_best.pth data=...: a checkpoint of the published code into a run folder",
-}
 # What each verb calls with its configuration; `train` has its own ways, for it may resume or sweep.
 FUNCTIONS = {
     "evaluate": ("mdcs.evaluate", "evaluate"),
@@ -47,19 +33,13 @@ FUNCTIONS = {
 
 log = logging.getLogger("mdcs")
 
-EXAMPLES = """`mdcs train --cfg job` prints every setting; trainer.* takes any argument of Lightning's Trainer. Examples:
-  mdcs train loss=ce model.num_experts=1
-  mdcs train data=cifar100 data.root=cifar-100-python.tar.gz trainer.max_epochs=100
-  mdcs train -m loss=ce,mdcs 'seed=range(3)'
-  mdcs train -m hydra/launcher=joblib hydra.launcher.n_jobs=2 loss=ce,mdcs   # two at a time, sharing one device; also submitit"""
-
 
 def main() -> None:
     """Entry point. Exit code 0 = done, 2 = the user's mistake in one line on stderr, 130 = interrupted."""
     words = sys.argv[1:]
     try:
         if not words or words[0] in ("-h", "--help", "help"):
-            print(usage())
+            print(usage(config.conf_dir()))
         elif words[0] == "--version":
             import mdcs
 
@@ -67,7 +47,7 @@ def main() -> None:
         elif words[0] not in VERBS:
             raise UserError(f"{words[0]}: there is no such verb{suggestion(words[0], list(VERBS))}; `mdcs --help` explains them")
         elif {"-h", "--help"} & set(words[1:]):
-            print(usage(words[0]))
+            print(usage(config.conf_dir(), words[0]))
         else:
             run_verb(words[0], words[1:])
     except UserError as mistake:
@@ -83,20 +63,6 @@ def told(mistake: UserError) -> int:
     if config.first_rank():
         print(f"mdcs: {' '.join(str(mistake).split())}", file=sys.stderr)
     return 2
-
-
-def usage(verb: str | None = None) -> str:
-    """Help text: the verbs, or one verb with the choices of each configuration group."""
-    if verb is None:
-        verbs = "\n".join(f"  {name:<10}{what}" for name, what in VERBS.items())
-        return f"mdcs VERB key=value ...\n\n{verbs}\n\nmdcs VERB --help shows a verb's settings."
-    text = f"mdcs {verb} {VERBS[verb]}"
-    if verb == "train":
-        groups = sorted(folder for folder in config.conf_dir().iterdir() if folder.is_dir())
-        choices = "\n".join(f"  {group.name}={'|'.join(sorted(file.stem for file in group.glob('*.yaml')))}" for group in groups)
-        default = (config.conf_dir() / "config.yaml").read_text(encoding="utf-8")
-        text += f"\n\nChoices:\n{choices}\n\nThe default run:\n{indent(default, '  ')}\n{EXAMPLES}"
-    return text
 
 
 def run_verb(verb: str, words: list[str]) -> None:
