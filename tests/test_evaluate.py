@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mdcs
 from mdcs.build import Run
+from mdcs.data.files import Files
+from mdcs.errors import UserError
 from mdcs.evaluate import evaluate, implied_prior, write_scores
 from mdcs.evaluation.predictions import Predictions
 from mdcs.types import Classes
@@ -49,13 +52,74 @@ def test_post_hoc_logit_adjustment_has_its_own_file(run: Run) -> None:
     assert adjusted["accuracy"] == pytest.approx(uniform["known_prior"]) and adjusted["accuracy_few"] >= before["accuracy_few"]
 
 
-def test_views_that_are_stored_are_used(run: Run) -> None:
-    place = run.folder / "predictions" / "test" / "views"
-    place.mkdir()
-    logits = Predictions.read(place.parent).logits
-    np.save(place / "logits.npy", np.stack([logits, logits + np.float16(0.1)], 1))
-    row = evaluate(str(run.folder))["agnostic"]["sets"][0]
+def test_two_views_are_predicted_and_used(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    place = folder / "predictions" / "test"
+    before = json.loads((folder / "scores.json").read_text())
+    assert "SADE weights" not in capsys.readouterr().out and before["agnostic"]["sets"][0]["agreement"] is None
+    content = evaluate(str(folder), views=True, device="cpu")
+    views_N2KC = np.load(place / "views" / "logits.npy")
+    plain_NKC = Predictions.read(place).logits
+    assert views_N2KC.shape == (600, 2, 3, 10) and views_N2KC.dtype == np.float16 and (views_N2KC.max(-1) == 0).all()
+    assert [file.name for file in sorted(place.parent.iterdir())] == ["test", "val"]
+    # two draws, each another than the picture itself, of which they are views all the same
+    first, second, plain = views_N2KC[:, 0].argmax(-1), views_N2KC[:, 1].argmax(-1), plain_NKC.argmax(-1)
+    assert (views_N2KC[:, 0] != views_N2KC[:, 1]).mean() > 0.5 and (views_N2KC[:, 0] != plain_NKC).mean() > 0.5
+    assert min((first == plain).mean(), (second == plain).mean()) > (np.roll(first, 97, 0) == plain).mean() + 0.1
+    row = content["agnostic"]["sets"][0]
     assert 0 < row["agreement"] <= 1 and sum(row["agreement_weights"]) == pytest.approx(1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "SADE weights" in shown and "[weights in %]" in shown
+    assert {key: content[key] for key in before if key != "agnostic"} == {key: before[key] for key in before if key != "agnostic"}
+
+    assert evaluate(str(folder)) == content  # from what is stored
+    assert evaluate(str(folder), views=True, device="cpu") == content
+    assert np.array_equal(np.load(place / "views" / "logits.npy"), views_N2KC)
+    assert evaluate(str(folder), checkpoint="last")["agnostic"]["sets"][0]["agreement"] is None  # new predictions, no views of them
+
+
+def test_views_of_what_was_not_predicted_are_refused(run: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    with pytest.raises(UserError, match="views=maybe: expected true or false"):
+        evaluate(str(folder), views="maybe")  # type: ignore[arg-type]
+    labels = folder / "predictions" / "test" / "labels.npy"
+    np.save(labels, np.load(labels)[::-1])
+    with pytest.raises(UserError, match="is of other pictures than the test split has now: name checkpoint=last"):
+        evaluate(str(folder), views=True, device="cpu")
+    content = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(content | {"checkpoint_epoch": 2}))
+    with pytest.raises(UserError, match="is of epoch 2 and the checkpoint of epoch 3: name checkpoint=last"):
+        evaluate(str(folder), views=True, device="cpu")
+    assert not (labels.parent / "views").exists() and not (labels.parent / "views.part").exists()
+
+
+def test_views_of_decoded_pictures(tmp_path: Path) -> None:
+    random = np.random.Generator(np.random.PCG64(0))
+    for split, per_class in {"train": 6, "test": 3}.items():
+        for name, level in {"dark": 60, "bright": 190}.items():
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for number in range(per_class):
+                pixels = np.clip(level + random.normal(0, 40, (80 + number, 90, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{number}.png")
+    words = ["data=folder", f"data.root={tmp_path / 'photos'}", "data.image_size=72", "data.batch_size=4", "model=resnet8"]
+    made = mdcs.run([*words, "augment=imagenet", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert isinstance(made.splits.test.images, Files)
+    evaluate(str(made.folder), views=True, device="cpu")
+    views_N2KC = np.load(tmp_path / "run" / "predictions" / "test" / "views" / "logits.npy")
+    assert views_N2KC.shape == (6, 2, 3, 2) and not np.array_equal(views_N2KC[:, 0], views_N2KC[:, 1])
+    evaluate(str(made.folder), views=True, device="cpu")
+    assert np.array_equal(np.load(tmp_path / "run" / "predictions" / "test" / "views" / "logits.npy"), views_N2KC)
+
+
+@pytest.mark.slow
+def test_the_expert_of_rare_classes_gains_weight_where_they_are_frequent(tmp_path: Path) -> None:
+    run = mdcs.run(["trainer.max_epochs=60", f"hydra.run.dir={tmp_path / 'run'}"])
+    rows = {row["name"]: row for row in evaluate(str(run.folder), views=True, device="cpu")["agnostic"]["sets"]}
+    first, last = ({name: row["agreement_weights"][k] for name, row in rows.items() if "agreement_weights" in row} for k in (0, 2))
+    assert last["backward-50"] > last["backward-10"] > last["uniform"] > last["forward-10"] > last["forward-50"]
+    assert first["forward-50"] > first["uniform"] > first["backward-50"]
+    assert first["forward-50"] > last["forward-50"] + 0.1 and last["backward-50"] > first["backward-50"] + 0.1
+    assert rows["backward-50"]["agreement"] > rows["backward-50"]["average"]
 
 
 def test_a_run_without_a_test_split_is_judged_by_validation(run: Run, tmp_path: Path) -> None:

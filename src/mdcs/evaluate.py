@@ -20,7 +20,7 @@ from mdcs.evaluation.predictions import Predictions, classes_from_json, read_vie
 from mdcs.evaluation.scores import scores
 from mdcs.evaluation.shift import log_prior
 from mdcs.instantiate import instantiate, resolve
-from mdcs.predict import predict_split
+from mdcs.predict import chosen_device, predict_split, predict_views
 from mdcs.types import Classes, Loss
 
 # What scores.json says of the trained model rather than of the training or the test.
@@ -46,6 +46,8 @@ def evaluate(
     checkpoint: str | None = None,
     data: Mapping[str, Any] | None = None,
     logit_adjustment: float = 0.0,
+    views: bool = False,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Scores of the run folder `run`, written there and printed.
 
@@ -54,7 +56,8 @@ def evaluate(
     none, or if `data` names settings of the dataset to replace (for example its root). The run's own scores.json and predictions are
     replaced only by its own split and checkpoint; others are written beside them, under names that say what they are.
     `logit_adjustment` = τ scores z − τ log π instead (arXiv:2007.07314, Eq. 9), π the training prior: for a network trained by plain
-    cross-entropy, which has not seen π in its loss.
+    cross-entropy, which has not seen π in its loss. `views` predicts two augmented views of each picture from the checkpoint, too, and
+    keeps them beside the predictions: with them the experts are weighted as SADE does at test time. `device` is for what is predicted.
     """
     folder, data = Path(run), {key: value for key, value in (data or {}).items() if key not in LOADER_KEYS}
     if not (folder / "config.yaml").exists():
@@ -69,14 +72,31 @@ def evaluate(
     name = split + ("" if used == cfg["checkpoint"] else f"_{used}") + ("_other_data" if data else "")
     place = folder / "predictions" / name
     facts: dict[str, Any] = {"data": data} if data else {}
-    if checkpoint or data or not place.exists():
-        trained = with_weights(folder, cfg, used, data)
-        predict_split(trained, split, place)
-        facts["checkpoint_epoch"] = trained.epoch
+    if views not in (True, False):
+        raise UserError(f"views={views}: expected true or false")
+    anew = bool(checkpoint or data or not place.exists())
+    if anew or views:
+        trained, chosen = with_weights(folder, cfg, used, data), chosen_device(device)
+        if views and trained.net.num_experts == 1:
+            raise UserError("views=true weights the experts, and this run has only one")
+        if anew:
+            predict_split(trained, split, place, chosen)
+            facts["checkpoint_epoch"] = trained.epoch
+        elif (epoch := epoch_of(folder, name)) not in (None, trained.epoch):
+            raise UserError(f"{place} is of epoch {epoch} and the checkpoint of epoch {trained.epoch}: name checkpoint={used}, too")
+        if views:
+            predict_views(trained, split, place, chosen)
     content = write_scores(folder, classes_from_json(folder / "classes.json"), name, used, facts, logit_adjustment)
     if "agnostic" in content:
         screen().print(agnostic_table(content["agnostic"]))
     return content
+
+
+def epoch_of(folder: Path, name: str) -> int | None:
+    """The epoch of the weights that made the predictions `name`; None if no scores say it."""
+    file = folder / ("scores.json" if name == judged_by(folder) else f"scores_{name}.json")
+    known: int | None = json.loads(file.read_text(encoding="utf-8")).get("checkpoint_epoch") if file.exists() else None
+    return known
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
@@ -194,6 +214,8 @@ def agnostic_table(content: Mapping[str, Any]) -> Table:
         "forward-r: the class most frequent in training is r times as frequent as the rarest; backward-r: the reverse. Class order: "
         f"number of {content['class_order']}. Prior that the mean of the logits implies: {content['implied_prior']}."
     )
+    if any(row["agreement"] is not None for row in content["sets"]):
+        caption += " SADE weights: experts weighted so that they answer alike to two strongly augmented views \\[weights in %]."
     title = "accuracy in % on other test distributions"
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold")
     methods = [method for method in METHODS if any(row[method] is not None for row in content["sets"])]
@@ -203,5 +225,7 @@ def agnostic_table(content: Mapping[str, Any]) -> Table:
     for row in content["sets"]:
         spread = row.get("sd", {})
         cells = [f"{100 * row[method]:.1f}" + (f" ± {100 * spread[method]:.1f}" if spread else "") for method in methods]
+        if "agreement_weights" in row:
+            cells[methods.index("agreement")] += rf" \[{' '.join(f'{100 * weight:.0f}' for weight in row['agreement_weights'])}]"
         table.add_row(row["name"] + (", mean ± s.d. of 10" if spread else ""), *cells)
     return table

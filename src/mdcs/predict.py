@@ -16,15 +16,21 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from mdcs.answers import SUFFIXES, Cell, check_table, columns, rows, table
+from mdcs.augment.views import Augment
 from mdcs.build import Run, load
 from mdcs.data.crops import Crop
 from mdcs.data.decode import Decoded
+from mdcs.data.files import Files
+from mdcs.data.module import Batches, PictureBatches
+from mdcs.data.order import EpochOrder
 from mdcs.data.paths import Paths
 from mdcs.data.squares import evaluation_crop
 from mdcs.data.store import Store, pictures_of
 from mdcs.errors import UserError
-from mdcs.evaluation.predictions import merge_shards, stored, write_shard
+from mdcs.evaluation.predictions import merge_shards, open_shard, put_in_place, shards, stored
+from mdcs.instantiate import instantiate
 from mdcs.output import check_output, complete_or_absent
+from mdcs.randomness import key
 
 MOST_WORKERS = 8  # where nobody chose
 FEW_PICTURES = 500  # for which starting workers does not pay
@@ -40,17 +46,50 @@ def predict_split(run: Run, split: str, folder: Path, device: torch.device | str
     loader = run.data().eval_loader(split, rank, world_size)
     net, plain = run.net.to(device).eval(), run.module.augment.to(device).plain
     dtype = next(net.parameters()).dtype
-    logits, index = [], []
+    index = np.array([position for request in loader.sampler for position in request.index], dtype=np.int64)
+    logits_NKC, done = open_shard(folder, rank, index, (net.num_experts, len(run.classes))), 0
     for batch in loader:
         meta = None if batch.meta is None else batch.meta.to(device)
-        logits.append(stored(net(plain(batch.images[0].to(device), dtype), meta).logits))
-        index.append(batch.index.numpy())
-    write_shard(folder, rank, np.concatenate(logits), np.concatenate(index))
+        rows = slice(done, done := done + len(batch.index))
+        logits_NKC[rows] = stored(net(plain(batch.images[0].to(device), dtype), meta).logits)
     barrier(world_size)
     if rank == 0:
         pictures = getattr(run.splits, split)
         merge_shards(folder, world_size, pictures.labels.numpy(), list(pictures.paths))
     barrier(world_size)
+
+
+@torch.no_grad()
+def predict_views(run: Run, split: str, folder: Path, device: torch.device | str = "cpu") -> None:
+    """Write to `folder`/views the logits (N, 2, K, C) of two augmented views of each picture of `split`, whose predictions are in `folder`.
+
+    For SADE's weights of the experts (`agreement_weights`). Its published code for CIFAR takes two draws of one augmentation that is
+    stronger than the one it trains with: crop, flip, colour, grey, blur. Here it is the run's own `augment.strong`, after a random crop for
+    each view where pictures are decoded. The draws are keyed by the run's seed, the split, the picture and the view.
+    """
+    data = run.data()
+    pictures = data.eval_loader(split).dataset.pictures  # type: ignore[attr-defined]
+    if not np.array_equal(pictures.labels.numpy(), np.load(folder / "labels.npy")):
+        raise UserError(f"{folder} is of other pictures than the {split} split has now: name checkpoint=last, too, to predict them again")
+    train = data.splits.train.images
+    if isinstance(pictures.images, Files) and isinstance(train, Files):  # crops as in training
+        pictures = pictures._replace(images=Files(pictures.images.picture, pictures.images.positions, train.crop))
+    seed, num_pictures = key(run.config["seed"], f"views of {split}"), len(pictures.labels)
+    statistics = {"mean": run.source.mean, "std": run.source.std}
+    augment = instantiate(run.config["augment"], Augment, "augment", **statistics, num_pictures=num_pictures, seed=seed).to(device)
+    order = EpochOrder(num_pictures, max(1, data.eval_batch_size // 2), shuffle=False)
+    net = run.net.to(device).eval()
+    dtype, num_experts, num_classes = next(net.parameters()).dtype, net.num_experts, len(run.classes)
+    part = shards(folder / "views")
+    part.mkdir(exist_ok=True)
+    logits_N2KC = np.lib.format.open_memmap(part / "logits.npy", "w+", np.float16, (num_pictures, 2, num_experts, num_classes))
+    for batch in Batches(PictureBatches(pictures, seed, num_views=2), order, data.num_workers):
+        views = augment(batch._replace(images=batch.images.to(device)), ("strong", "strong"), num_classes, 0, dtype)
+        meta = None if batch.meta is None else batch.meta.repeat(2, 1).to(device)
+        logits = stored(net(views.images.flatten(0, 1), meta).logits)
+        logits_N2KC[batch.index.numpy()] = logits.reshape(2, -1, num_experts, num_classes).swapaxes(0, 1)
+    logits_N2KC.flush()
+    put_in_place(part, folder / "views")
 
 
 def barrier(world_size: int) -> None:

@@ -77,12 +77,17 @@ def stored(logits_NKC: torch.Tensor) -> NDArray[np.float16]:
     return shifted
 
 
-def write_shard(folder: Path, rank: int, logits: NDArray[np.float16], index: NDArray[Any]) -> None:
-    """One rank's predictions, beside the place where they will be merged."""
+def open_shard(folder: Path, rank: int, index: NDArray[Any], logits_shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """Room on disk for one rank's logits (n, K, C), mapped into memory, beside the place where they will be merged; `index` is (n,)."""
     part = shards(folder)
     part.mkdir(parents=True, exist_ok=True)
-    np.save(part / f"logits.{rank}.npy", logits)
     np.save(part / f"index.{rank}.npy", index)
+    return np.lib.format.open_memmap(part / f"logits.{rank}.npy", "w+", np.float16, (len(index), *logits_shape))
+
+
+def write_shard(folder: Path, rank: int, logits: NDArray[np.float16], index: NDArray[Any]) -> None:
+    """One rank's predictions, all at once."""
+    open_shard(folder, rank, index, logits.shape[1:])[:] = logits
 
 
 def merge_shards(folder: Path, world_size: int, labels: NDArray[np.int64], paths: list[str]) -> None:
@@ -102,6 +107,11 @@ def merge_shards(folder: Path, world_size: int, labels: NDArray[np.int64], paths
     (part / "paths.txt").write_text("".join(f"{one_line(path)}\n" for path in paths), encoding="utf-8")
     for shard in part.glob("*.*.npy"):  # also those that a killed run of more ranks has left
         shard.unlink()
+    put_in_place(part, folder)
+
+
+def put_in_place(part: Path, folder: Path) -> None:
+    """Give the folder `part` the name `folder`, and delete what had it before."""
     old = folder.with_name(folder.name + ".old")  # renamed before it is deleted: half a folder must never have the name
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
