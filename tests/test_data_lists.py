@@ -1,7 +1,9 @@
 """ImageNet-LT and Places-LT from list files: the published lists where they are there, what is refused and where, renumbering."""
 
+import gc
 import zipfile
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, golden
+from mdcs.data.files import Files
 from mdcs.data.lists import Lists, class_names, find_list, read_list
+from mdcs.data.module import PictureBatches
 from mdcs.data.paths import Paths
 from mdcs.errors import UserError
 
@@ -237,3 +241,28 @@ def test_find_list_prefers_the_root(tmp_path: Path) -> None:
         (place / "a.txt").touch()
     assert find_list(tmp_path / "root", "train_list", None, ["L/a.txt"]) == tmp_path / "root" / "a.txt"
     assert find_list(tmp_path / "root", "train_list", None, ["L/b.txt"], required=False) is None
+
+
+def test_workers_get_no_string_for_each_picture(tmp_path: Path) -> None:
+    """Of a million paths they would be 100 MiB in each worker, copied page by page as they are counted. The buffer is one object."""
+
+    def texts_below(start: object) -> set[str]:
+        seen, waiting, texts = {id(start)}, [start], set()
+        while waiting:
+            for part in gc.get_referents(waiting.pop()):
+                if isinstance(part, str):
+                    texts.add(part)
+                elif id(part) not in seen and not isinstance(part, type | ModuleType | FunctionType):
+                    seen.add(id(part))
+                    waiting.append(part)
+        return texts
+
+    numbers = range(300)
+    for split in ("train", "test"):
+        lines = "".join(f"train/n{number % 3}/{number}.JPEG {number % 3}\n" for number in numbers)
+        (tmp_path / f"ImageNet_LT_{split}.txt").write_text(lines, encoding="utf-8")
+    pictures = Lists(str(tmp_path), "imagenet_lt", 3).splits().train
+    assert {"train/n0/0.JPEG", "train/n2/299.JPEG"} <= texts_below(pictures._replace(paths=tuple(pictures.paths)))
+    dataset = PictureBatches(pictures, num_views=2)
+    assert isinstance(dataset.pictures.images, Files) and dataset.pictures.images.shape[0] == 300
+    assert not [text for text in texts_below(dataset) if text.endswith(".JPEG")]

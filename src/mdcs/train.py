@@ -143,11 +143,11 @@ def reported_only() -> Iterator[None]:
 def first_files(run: Run) -> dict[str, str]:
     """What a new run folder holds before the first epoch."""
     train, names = run.splits.train, run.classes.names
-    rows = zip(train.positions.tolist(), train.labels.tolist(), train.paths, strict=True)
+    labels = train.labels.tolist()
     subset = io.StringIO()
     writer = csv.writer(subset, lineterminator="\n")
     writer.writerow(["position", "label", "class", "path"])
-    writer.writerows([position, label, names[label], path] for position, label, path in rows)
+    writer.writerows(zip(train.positions.tolist(), labels, map(names.__getitem__, labels), train.paths, strict=True))
     return {
         "config.yaml": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),  # first: with it the run can be resumed
         "classes.json": classes_to_json(run.classes, run.splits.counts_before_validation, run.splits.label_map),

@@ -98,13 +98,18 @@ def read_list(file: Path, num_classes: int) -> Listed:
     A line that is none, a label outside 0 .. `num_classes` − 1 and a picture that comes twice are refused with the number of the line.
     """
     paths: dict[str, int] = {}  # in order, each with its label
+    label_of: dict[str, int] = {}  # by how it is written: each is checked once, for there may be a million lines
     for number, line in enumerate(read_text(file).split("\n"), 1):
-        path, *end = line.rsplit(maxsplit=1) or ("",)
-        label = end[0] if end else ""
-        if label.isascii() and label.isdecimal() and len(label) < 10 and int(label) < num_classes and path not in paths:
-            paths[path] = int(label)
-        elif path:
+        path, label = [*line.rsplit(maxsplit=1), "", ""][:2]
+        if label not in label_of:
+            if not path:
+                continue
+            if not (label.isascii() and label.isdecimal() and len(label) < 10 and int(label) < num_classes):
+                raise _bad_line(f"{file}, line {number}", path, label, num_classes)
+            label_of[label] = int(label)
+        if path in paths:
             raise _bad_line(f"{file}, line {number}", path, label, num_classes)
+        paths[path] = label_of[label]
     if not paths:
         raise UserError(f"{file} lists no pictures: expected one a line, relative/path label")
     return Listed(Paths(paths), np.fromiter(paths.values(), np.int64, len(paths)))

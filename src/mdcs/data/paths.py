@@ -31,7 +31,8 @@ class Paths(Sequence[str]):
         return self._buffer[self._starts[place] : self._ends[place]].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        return (self[place] for place in range(len(self)))
+        for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True):
+            yield self._buffer[start:end].decode("utf-8", "surrogateescape")
 
     def take(self, places: np.ndarray) -> "Paths":
         """The texts at `places` (n,), in that order; the buffer is shared, not copied."""
