@@ -11,7 +11,7 @@ from mdcs.dashboarding import publish
 from mdcs.errors import UserError
 from mdcs.report.dashboard import dashboard
 from mdcs.report.results import results
-from mdcs.training.meters import columns
+from mdcs.training.meters import DIVERSITY, columns
 from run_cases import make_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4 with pydantic 2.14
@@ -52,6 +52,9 @@ def test_it_has_the_panels_that_compare_experts(tmp_path: Path) -> None:
     assert [asked(panel) - {"epoch"} for panel in confident[:3]] == [{f"train/confident_{g}"} for g in ("many", "medium", "few")]
     assert all(panel["config"]["xAxis"] == "epoch" for panel in confident)
     assert asked(of["Calibration"][0]) == {"test/ece"}
+    over_epochs = [asked(panel) - {"epoch"} for panel in of["Experts on validation over epochs"]]
+    assert {"val/disagreement"} in over_epochs and {"val/oracle_gap_few"} in over_epochs and {"val/acc_expert_3"} in over_epochs
+    assert len(over_epochs) == 4 * len(DIVERSITY) + NUM_EXPERTS
 
 
 def test_runs_are_grouped_by_loss(tmp_path: Path) -> None:

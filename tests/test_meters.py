@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdcs.analysis.diversity import diversity_of
+from mdcs.evaluation.predictions import Predictions, merge_shards, stored, write_shard
 from mdcs.training.checkpoint import RunFolder, read_rows
-from mdcs.training.meters import EpochMeans, GroupAccuracy, columns, in_words, reset_and_read
+from mdcs.training.meters import DIVERSITY, EpochMeans, GroupAccuracy, columns, in_words, reset_and_read
 from mdcs.types import Classes
 
 CLASSES = Classes(tuple("abcdef"), torch.tensor([300, 150, 90, 40, 12, 3]))  # two of each group
@@ -92,10 +94,38 @@ def test_group_accuracy(labels_of: tuple[int, ...], num_experts: int) -> None:
         if recalls:
             expected[f"val/acc_{name}"] = np.mean(recalls)
     expected |= {f"val/acc_expert_{k + 1}": (logits[:, k].argmax(-1) == labels).mean() for k in range(num_experts)}
-    assert meter.compute() == pytest.approx(expected, rel=1e-6)
+    values = meter.compute()
+    assert {name: value for name, value in values.items() if name.startswith("val/acc")} == pytest.approx(expected, rel=1e-6)
     assert ("val/acc_few" in expected) == (5 in labels_of)
+    assert (len(values) > len(expected)) == (num_experts > 1), "a single expert has no diversity"
     meter.reset()
     assert meter.support.sum() == 0
+
+
+@pytest.mark.parametrize("labels_of", [(0, 1, 2, 3, 4, 5), (0, 2, 3)])
+@pytest.mark.parametrize("counts", [(300, 150, 90, 40, 12, 3), (300, 150, 90, 40, 12, 0)])  # also a class that cannot be the answer
+def test_diversity_is_that_of_the_stored_predictions(labels_of: tuple[int, ...], counts: tuple[int, ...], tmp_path: Path) -> None:
+    classes = Classes(CLASSES.names, torch.tensor(counts))
+    steps = batches(labels_of)
+    logits_NKC = torch.cat([logits[0] for _, logits, _ in steps])
+    logits_NKC[:9, 2] = logits_NKC[:9, 1]  # some agreement
+    labels_N = torch.cat([labels for *_, labels in steps])
+    write_shard(tmp_path, 0, stored(logits_NKC), np.arange(len(labels_N)))
+    merge_shards(tmp_path, 1, labels_N.numpy(), [str(n) for n in range(len(labels_N))])
+    table = diversity_of(Predictions.read(tmp_path), classes).table()
+    expected = {}
+    for suffix, of in {"": table, **{f"_{name}": of for name, of in table["groups"].items()}}.items():
+        expected |= {f"val/{name}{suffix}": of[name] for name in DIVERSITY if of is not None}
+
+    meters = [GroupAccuracy(classes, 3) for _ in range(2)]  # as two ranks would have them: every other batch
+    for i, part in enumerate(torch.arange(len(labels_N)).split(7)):
+        meters[i % 2].update(logits_NKC[part], labels_N[part])
+    for name in ("hits", "apart", "support"):
+        setattr(meters[0], name, getattr(meters[0], name) + getattr(meters[1], name))
+    values = meters[0].compute()
+    assert {name: value for name, value in values.items() if not name.startswith("val/acc")} == pytest.approx(expected, rel=1e-12)
+    assert values["val/disagreement"] > 0.5 and values["val/oracle_gap"] > 0 and values["val/recall_sd"] > 0
+    assert ("val/recall_sd_few" in values) == (5 in labels_of)
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics.csv
@@ -106,8 +136,12 @@ def test_columns() -> None:
         *("epoch", "lr", "train/loss", "train/diversity", "train/consistency", "train/distill_weight"),
         *("train/confident_1", "train/confident_2", "train/confident_many", "train/confident_medium", "train/confident_few"),
         *("train/acc", "val/acc", "val/acc_many", "val/acc_medium", "val/acc_few", "val/acc_expert_1", "val/acc_expert_2"),
+        *("val/disagreement", "val/disagreement_many", "val/disagreement_medium", "val/disagreement_few"),
+        *("val/recall_sd", "val/recall_sd_many", "val/recall_sd_medium", "val/recall_sd_few"),
+        *("val/oracle_gap", "val/oracle_gap_many", "val/oracle_gap_medium", "val/oracle_gap_few"),
         "images_per_second",
     ]
+    assert columns(1)[-2:] == ["val/acc_expert_1", "images_per_second"]
 
 
 def test_every_figure_of_the_meters_has_a_column() -> None:
@@ -129,7 +163,7 @@ def test_rows_have_eight_digits_and_empty_cells(tmp_path: Path) -> None:
     run_folder.append({"epoch": 1, "lr": 0.1 / 3, "train/loss": 123456.789012, "images_per_second": 1e-7 / 3, "not/a/column": 1.0})
     header, row = (tmp_path / "metrics.csv").read_text().splitlines()
     assert header == ",".join(columns(2))
-    assert row == "1,0.033333333,123456.79" + "," * 16 + "3.3333333e-08"
+    assert row == "1,0.033333333,123456.79" + "," * 28 + "3.3333333e-08"
     assert read_rows(tmp_path)[0]["lr"] == "0.033333333" and read_rows(tmp_path)[0]["val/acc"] == ""
 
 
@@ -151,6 +185,17 @@ def test_a_resumed_run_cuts_the_rows_after_its_checkpoint(tmp_path: Path) -> Non
         run_folder.append({"epoch": epoch, "lr": epoch / 10, "images_per_second": 12345.0})
     started(tmp_path, epochs_done=2).append({"epoch": 3, "lr": 0.7})
     assert [(row["epoch"], row["lr"]) for row in read_rows(tmp_path)] == [("1", "0.1"), ("2", "0.2"), ("3", "0.7")]
+
+
+def test_a_run_of_before_a_column_was_there_can_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,lr,val/acc\n1,0.1,0.5\n2,0.1,0.6\n")
+    started(tmp_path, epochs_done=2).append({"epoch": 3, "val/acc": 0.7, "val/disagreement": 0.25})
+    rows = read_rows(tmp_path)
+    assert [(row["epoch"], row["val/acc"], row["val/disagreement"]) for row in rows] == [
+        ("1", "0.5", ""),
+        ("2", "0.6", ""),
+        ("3", "0.7", "0.25"),
+    ]
 
 
 def test_an_epoch_in_words() -> None:

@@ -57,7 +57,7 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
 def test_metrics_have_one_row_an_epoch_and_the_documented_columns(folder: Path) -> None:
     header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     assert header[:6] == ["epoch", "lr", "train/loss", "train/diversity", "train/consistency", "train/distill_weight"]
-    assert header[-5:] == ["val/acc_few", "val/acc_expert_1", "val/acc_expert_2", "val/acc_expert_3", "images_per_second"]
+    assert header[-5:] == ["val/oracle_gap", "val/oracle_gap_many", "val/oracle_gap_medium", "val/oracle_gap_few", "images_per_second"]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     values = dict(zip(header, map(float, rows[-1]), strict=True))
     assert values["train/distill_weight"] == pytest.approx(0.6 * EPOCHS / 20)

@@ -17,6 +17,7 @@ DIVERSITY = {
     "recall_sd": "s.d. over experts of class recall",
     "oracle_gap": "any expert right − ensemble",
 }
+OVER_EPOCHS = ("disagreement", "recall_sd", "oracle_gap")  # columns of metrics.csv, too
 
 
 def dashboard(entity: str, project: str, name: str = "Experts", num_experts: int = 3, split: str = "test") -> "Workspace":
@@ -39,6 +40,13 @@ def dashboard(entity: str, project: str, name: str = "Experts", num_experts: int
     ]
     confident = [lines(f"Confident pictures (CIS), {group}-shot classes", f"train/confident_{group}") for group in GROUPS]
     confident += [lines(f"Confident pictures (CIS), expert {k}", f"train/confident_{k}") for k in experts]
+    differing = [
+        lines(f"{label}, {where}, validation", f"val/{measure}{of}")
+        for measure, label in DIVERSITY.items()
+        if measure in OVER_EPOCHS
+        for of, where in ALL_AND_GROUPS.items()
+    ]
+    differing += [lines(f"Accuracy of expert {k}, validation", f"val/acc_expert_{k}") for k in experts]
     calibration = [
         bars("Calibration error (ECE)", f"{split}/ece"),
         bars("Calibration error (ECE) of each expert", *(f"{split}/ece_expert_{k}" for k in experts)),
@@ -52,6 +60,7 @@ def dashboard(entity: str, project: str, name: str = "Experts", num_experts: int
         "Accuracy of each expert": of_experts,
         "Diversity against accuracy": against,
         "Confident instance sampling over epochs": confident,
+        "Experts on validation over epochs": differing,
         "Calibration": calibration,
         "Training": over_epochs,
     }

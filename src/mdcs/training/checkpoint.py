@@ -127,7 +127,7 @@ class RunFolder(Checkpoint):
             log.info(f"note: {dropped} pictures of each epoch are dropped, fewer than {trainer.world_size} processes can share")
         if trainer.is_global_zero:
             rows = [row for row in read_rows(self.folder) if int(row["epoch"]) <= trainer.current_epoch]
-            lines = [",".join(self.columns)] + [",".join(row[name] for name in self.columns) for row in rows]
+            lines = [",".join(self.columns)] + [",".join(row.get(name) or "" for name in self.columns) for row in rows]
             write_durably(self.folder / "metrics.csv", "\n".join(lines) + "\n")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,6 +9,8 @@ from torchmetrics import Metric
 
 from mdcs.types import Classes
 
+DIVERSITY = ("disagreement", "recall_sd", "oracle_gap")
+
 
 class EpochMeans(Metric):
     """Means over the pictures of a training epoch: the loss and its parts, accuracy, and the confident share by expert and shot group.
@@ -58,47 +60,70 @@ class EpochMeans(Metric):
 
 
 class GroupAccuracy(Metric):
-    """Accuracy of the ensemble and of each expert, overall and as the mean recall over the classes of each shot group."""
+    """Accuracy of the ensemble and of each expert, and how the experts differ: overall, and by shot group as means over its classes.
+
+    Counts for each class are all that is kept, so ranks are added up. `disagreement`, `recall_sd` and `oracle_gap` are those of
+    `mdcs.analysis.diversity.DiversitySums`, which computes them, and costlier ones, from stored predictions.
+    """
 
     full_state_update = False
     hits: Tensor
+    apart: Tensor
     support: Tensor
 
     def __init__(self, classes: Classes, num_experts: int) -> None:
         super().__init__()
         self.classes = classes
-        self.add_state("hits", torch.zeros(num_experts + 1, len(classes)), dist_reduce_fx="sum")
+        self.num_experts = num_experts
+        # Float32 counts are exact up to 16 million pictures of a class.
+        self.add_state("hits", torch.zeros(num_experts + 2, len(classes)), dist_reduce_fx="sum")  # ensemble, experts, any expert
+        self.add_state("apart", torch.zeros(len(classes)), dist_reduce_fx="sum")  # pairs of experts that answer differently
         self.add_state("support", torch.zeros(len(classes)), dist_reduce_fx="sum")
 
     def update(self, logits_NKC: Tensor, labels_N: Tensor) -> None:
         """Logits (N, K, C), labels (N,) int64. A class without training pictures cannot be the answer."""
         logits_NKC = logits_NKC.masked_fill(self.classes.counts.to(logits_NKC.device) == 0, -torch.inf)
         answers_NJ = torch.cat([logits_NKC.mean(1, keepdim=True), logits_NKC], dim=1).argmax(-1)
-        hits_JN = (answers_NJ == labels_N[:, None]).T.float()
-        self.hits.index_add_(1, labels_N, hits_JN)
+        hits_NJ = answers_NJ == labels_N[:, None]
+        hits_NJ = torch.cat([hits_NJ, hits_NJ[:, 1:].any(1, keepdim=True)], dim=1)
+        apart_NKK = answers_NJ[:, 1:, None] != answers_NJ[:, None, 1:]
+        self.hits.index_add_(1, labels_N, hits_NJ.T.float())
+        self.apart.index_add_(0, labels_N, apart_NKK.sum((1, 2)) / 2)
         self.support.index_add_(0, labels_N, torch.ones_like(labels_N, dtype=torch.float))
 
     def compute(self) -> dict[str, float]:
-        hits_JC, support_C = self.hits.cpu(), self.support.cpu()
-        seen = support_C > 0
+        """val/acc, val/acc_few ..., val/acc_expert_1 ...; of several experts val/disagreement, val/disagreement_few ... A group without
+        pictures is left out."""
+        hits_JC, apart_C, support_C = self.hits.cpu().double(), self.apart.cpu().double(), self.support.cpu().double()
+        seen_C, pairs = support_C > 0, self.num_experts * (self.num_experts - 1) // 2
         recall_JC = hits_JC / support_C.clamp(min=1)
         overall_J = hits_JC.sum(1) / support_C.sum()
         values = {"val/acc": overall_J[0].item()}
-        for name, group in self.classes.groups.items():
-            if (group & seen).any():
-                values[f"val/acc_{name}"] = recall_JC[0, group & seen].mean().item()
-        return values | {f"val/acc_expert_{k}": overall_J[k].item() for k in range(1, len(overall_J))}
+        values |= {f"val/acc_expert_{k}": overall_J[k].item() for k in range(1, self.num_experts + 1)}
+        for name, group_C in ({"": torch.ones_like(seen_C)} | self.classes.groups).items():
+            of_C, suffix = group_C & seen_C, f"_{name}" if name else ""
+            if not of_C.any():
+                continue
+            accuracy_J = recall_JC[:, of_C].mean(1) if name else overall_J
+            values[f"val/acc{suffix}"] = accuracy_J[0].item()
+            if pairs:
+                values[f"val/disagreement{suffix}"] = (apart_C[of_C].sum() / support_C[of_C].sum() / pairs).item()
+                values[f"val/recall_sd{suffix}"] = recall_JC[1:-1, of_C].std(0, correction=0).mean().item()
+                values[f"val/oracle_gap{suffix}"] = (accuracy_J[-1] - accuracy_J[0]).item()
+        return values
 
 
 def columns(num_experts: int) -> list[str]:
     """The header of metrics.csv; what a run does not have stays empty."""
     experts, groups = range(1, num_experts + 1), ("many", "medium", "few")
+    of = ("", *(f"_{group}" for group in groups))
     return [
         *("epoch", "lr", "train/loss", "train/diversity", "train/consistency", "train/distill_weight"),
         *(f"train/confident_{name}" for name in (*experts, *groups)),
         *("train/acc", "val/acc"),
         *(f"val/acc_{group}" for group in groups),
         *(f"val/acc_expert_{k}" for k in experts),
+        *(f"val/{name}{suffix}" for name in DIVERSITY for suffix in of if num_experts > 1),
         "images_per_second",
     ]
 
