@@ -9,7 +9,8 @@ import pytest
 
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions
-from mdcs.report.contents import Contents, read_contents, read_metrics, run_names
+from mdcs.report.contents import GROUPS, Contents, curve_columns, read_contents, read_metrics, run_names
+from mdcs.training.meters import columns
 from run_cases import make_run
 
 
@@ -50,15 +51,31 @@ def test_logits_give_the_answers(run: Contents) -> None:
 
 def test_curves(run: Contents, tmp_path: Path) -> None:
     curves = run.curves()
-    assert list(curves["loss"]) == ["train/loss", "train/diversity"]
-    assert np.allclose(curves["loss"]["train/loss"], [(1, 5), (2, 2.5), (3, 5 / 3), (4, 1.25)])
-    assert np.allclose(curves["accuracy in %"]["train/acc"], [(1, 20), (2, 40), (3, 60), (4, 80)])
-    assert list(curves["accuracy in %"]) == ["train/acc"]  # val/acc has no values
-    assert [epoch for epoch, _ in curves["confident pictures in %"]["train/confident_few"]] == [2, 3, 4]
+    assert list(curves["loss"]) == ["total", "diversity"]
+    assert np.allclose(curves["loss"]["total"], [(1, 5), (2, 2.5), (3, 5 / 3), (4, 1.25)])
+    assert np.allclose(curves["accuracy in %"]["training"], [(1, 20), (2, 40), (3, 60), (4, 80)])
+    assert list(curves["accuracy in %"]) == ["training"]  # val/acc has no values
+    of_group = curves["confident pictures in %, by shot group"]
+    assert [epoch for epoch, _ in of_group["few-shot classes"]] == [2, 3, 4]
+    assert np.allclose(of_group["many-shot classes"], [(1, 25), (2, 50), (3, 75), (4, 100)])
+    assert set(curves) == {"loss", "accuracy in %", "confident pictures in %, by shot group"}
     (tmp_path / "metrics.csv").write_text("epoch,train/loss,lr\n1,nan,inf\n2,x,\n")
     rows = read_metrics(tmp_path / "metrics.csv")
     assert rows == [{"epoch": epoch, "train/loss": None, "lr": None} for epoch in (1, 2)]
     assert read_metrics(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 3])
+def test_each_figure_of_an_epoch_has_its_curve(num_experts: int) -> None:
+    drawn = [column for panel in curve_columns(num_experts).values() for column in panel.values()]
+    known = columns(num_experts)
+    # Not drawn: what is the same in each run, and, to leave room, two of the differences by group.
+    rest = {"epoch", "lr", "train/distill_weight", "images_per_second"}
+    rest |= {f"val/{name}_{group}" for name in ("recall_sd", "oracle_gap") for group in GROUPS}
+    if num_experts > 1:
+        assert len(drawn) == len(set(drawn)) and set(drawn) == set(known) - rest
+    else:
+        assert set(known) - rest - set(drawn) == {"val/acc_expert_1"}, "it is the ensemble"
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

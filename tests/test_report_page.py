@@ -16,7 +16,10 @@ from PIL import Image
 
 from mdcs.data.splits import Pictures
 from mdcs.errors import UserError
+from mdcs.report.contents import read_contents
 from mdcs.report.page import page
+from mdcs.report.plots import figures_of
+from mdcs.report.results import results
 from mdcs.report.svg import Axis, log_ticks, scatter, ticks, trend
 from mdcs.reporting import report, write_report
 from run_cases import CONFIG, make_run
@@ -175,6 +178,63 @@ def test_pictures_that_cannot_be_had_are_a_sentence(folder: Path) -> None:
     assert "the dataset holds other pictures than were predicted" in page([folder], moved)
 
 
+def test_thumbnails_of_an_earlier_report_are_kept(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine", names=NASTY)
+    write_report(folder, pictures_of(folder, 200))
+    before = (folder / "report.html").read_bytes()
+    assert write_report(folder).read_bytes() == before  # the dataset that config.yaml names has other pictures
+    images = Reader(before.decode()).all("img")
+    other = make_run(tmp_path / "other", names=NASTY, seed=1)
+    both = Reader(page([folder, other])).all("img")
+    assert both and {image["src"] for image in both} < {image["src"] for image in images}
+    # what is not this run's picture, or no picture, is not taken
+    for old, new in [("pictures/", "elsewhere/"), ("base64,", "base64,!"), ("data:image/jpeg", "data:text/html")]:
+        (folder / "report.html").write_text(before.decode().replace(old, new), encoding="utf-8")
+        assert "The pictures are not shown" in page([folder]), old
+
+
+def test_a_report_does_not_download(tmp_path: Path) -> None:
+    data = {"_target_": "mdcs.data.arrays.Cifar", "root": str(tmp_path / "nothing"), "num_classes": 10, "download": True}
+    text = page([make_run(tmp_path / "mine", data=CONFIG["data"] | data)])
+    assert "The pictures are not shown: CIFAR-10 is not in" in text and not (tmp_path / "nothing").exists()
+
+
+def test_what_was_judged_on_validation_is_not_called_test(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine")
+    (folder / "predictions" / "test").rename(folder / "predictions" / "val")
+    scores = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(scores | {"split": "val"}))
+    text = page([folder])
+    shown = [word for tag in ("th", "td", "button", "span", "p", "figcaption", "text", "desc") for word in Reader(text).text.get(tag, [])]
+    assert any("n = 120 validation pictures" in words for words in shown) and "validation pictures" in shown
+    assert not [words for words in shown if "test" in words]
+    figures = figures_of(read_contents(folder), {})
+    labels = [figures[name].axes[0].get_ylabel() for name in ("frequency", "experts")]
+    assert all(label.startswith("validation accuracy in %") for label in labels)
+
+
+def test_the_other_frequencies_are_explained_as_they_are_drawn(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine")
+    scores = json.loads((folder / "scores.json").read_text())
+    sets = [{"name": name, "average": value} for name, value in (("forward-3", 0.93), ("uniform", 0.91), ("backward-3", 0.88))]
+    (folder / "scores.json").write_text(json.dumps(scores | {"agnostic": {"sets": sets}}))
+    reader = Reader(page([folder]))
+    (caption,) = [text for text in reader.text["figcaption"] if "equally frequent" in text]
+    assert caption.startswith("F3: the class most frequent in training is 3 times as frequent as the rarest; U: ") and "B3: F3" in caption
+    assert {"F3", "U", "B3", "80", "100"} <= set(reader.text["text"])
+
+
+def test_costs_that_are_known_are_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine")
+    scores = json.loads((folder / "scores.json").read_text())
+    assert not {"cost/gpu_hours", "cost/cpu_hours", "cost/peak_device_memory_mib"} & set(results(folder).scalars)
+    costs = {"cpu_hours": 1.25, "gpu_hours": 0.75, "peak_device_memory_mib": 4321}
+    (folder / "scores.json").write_text(json.dumps(scores | costs))
+    assert {name: results(folder).scalars[f"cost/{name}"] for name in costs} == costs
+    told = Reader(page([folder])).text["td"]
+    assert {"1.25", "0.75", "4,321"} <= set(told)
+
+
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run(tmp_path / "mine")
     assert write_report(folder) == folder / "report.html"
@@ -200,6 +260,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_axes_and_ticks() -> None:
     assert [Axis(1, 100, 0, 10, log=True)(value) for value in (1, 10, 100)] == pytest.approx([0, 5, 10])
     assert list(ticks(0, 100)) == [0, 20, 40, 60, 80, 100] and list(ticks(1, 60)) == [20, 40, 60] and list(ticks(3, 3)) == [3]
+    assert list(ticks(1, 2).values()) == ["1", "1.2", "1.4", "1.6", "1.8", "2"] and list(ticks(1, 2, least=1).values()) == ["1", "2"]
     assert list(log_ticks(1.8, 120).values()) == ["2", "5", "10", "20", "50", "100"] and list(log_ticks(1, 1000)) == [1, 10, 100, 1000]
     drawn = scatter("k", "title <b>", "said", [(10, 0), (1000, 100)], ("x", "y"))
     circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)

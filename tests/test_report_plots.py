@@ -76,11 +76,17 @@ def test_agnostic_curves_leave_out_what_is_not_known() -> None:
 
 
 def test_training_curves() -> None:
-    panels = {"loss": {"train/loss": [(1, 3.0), (2, 2.0)]}, "accuracy in %": {"train/acc": [(1, 40.0)], "val/acc": [(2, 50.0)]}}
+    panels = {"loss": {"total": [(1, 3.0), (2, 2.0)]}, "accuracy in %, by expert": {"expert 1": [(1, 40.0)], "expert 2": [(2, 50.0)]}}
     figure = plots.training_curves(panels, seed=5)
     drawn = [[(line.get_label(), line.get_xydata().tolist()) for line in ax.lines] for ax in figure.axes]
-    assert drawn == [[("train/loss", [[1, 3], [2, 2]])], [("train/acc", [[1, 40]]), ("val/acc", [[2, 50]])]]
+    assert drawn == [[("total", [[1, 3], [2, 2]])], [("expert 1", [[1, 40]]), ("expert 2", [[2, 50]])]]
     assert [ax.get_ylabel() for ax in figure.axes] == ["loss, nats", "accuracy in %"] and "seed 5" in texts(figure)
+    assert [ax.get_title() for ax in figure.axes] == ["", "by expert"]
+    figure.draw_without_rendering()
+    assert all(place == int(place) for place in figure.axes[0].get_xticks()), "epochs are counted"
+    many = plots.training_curves({f"{i} in %": {"a": [(1, 1.0)]} for i in range(7)}, seed=0)
+    rows = {round(ax.get_subplotspec().get_position(many).y0, 3) for ax in many.axes}
+    assert len(many.axes) == 7 and len(rows) == 3 and tuple(many.get_size_inches()) == pytest.approx((12.6, 10.2))
 
 
 def test_bias_variance_bars() -> None:

@@ -17,18 +17,19 @@ def class_data(runs: Mapping[str, Contents]) -> dict[str, Any]:
     One run: the ensemble, each expert, and which is best. Several: the ensemble of each.
     """
     first = next(iter(runs.values()))
+    judged = " or ".join(dict.fromkeys(run.split for run in runs.values()))
     columns: list[dict[str, Any]] = [
         {"title": "class", "values": list(first.classes.names), "text": True},
         {"title": "group", "values": first.groups, "text": True},
         {"title": "training pictures", "values": first.classes.counts.tolist()},
-        {"title": "test pictures", "values": first.support_C.tolist()},
+        {"title": f"{judged} pictures", "values": first.support_C.tolist()},
     ]
     shown = []
     for name, run in runs.items():
         of = 3
         if run.support_C.tolist() != columns[3]["values"]:
             of = len(columns)
-            columns.append({"title": f"test pictures, {name}", "values": run.support_C.tolist()})
+            columns.append({"title": f"{run.split} pictures, {name}", "values": run.support_C.tolist()})
         if run.classes.counts.tolist() != columns[2]["values"]:
             columns.append({"title": f"training pictures, {name}", "values": run.classes.counts.tolist()})
         answerers = run.answerers if len(runs) == 1 else [name]

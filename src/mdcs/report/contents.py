@@ -24,11 +24,7 @@ from mdcs.types import Classes
 
 GROUPS = ("many", "medium", "few")
 MEASURES = ("accuracy", *(f"accuracy_{group}" for group in GROUPS), "balanced_accuracy", "ece")
-CURVES = {  # panels of the training curves: columns of metrics.csv by their beginnings
-    "loss": ("train/loss", "train/diversity", "train/consistency"),
-    "accuracy in %": ("train/acc", "val/acc"),
-    "confident pictures in %": ("train/confident_many", "train/confident_medium", "train/confident_few"),
-}
+SPLITS = {"train": "training", "val": "validation", "test": "test"}  # in words
 Row = dict[str, Any]
 
 
@@ -61,7 +57,12 @@ class Contents:
         """What one needs to know to believe a number: pictures, seed, and how the weights were chosen."""
         chosen = "last epoch" if self.scores["checkpoint"] == "last" else "best epoch on validation"
         epoch = f" ({self.scores['checkpoint_epoch']})" if self.scores.get("checkpoint_epoch") else ""
-        return f"n = {len(self.predictions.labels):,} {self.scores['split']} pictures, seed {self.config['seed']}, {chosen}{epoch}"
+        return f"n = {len(self.predictions.labels):,} {self.split} pictures, seed {self.config['seed']}, {chosen}{epoch}"
+
+    @property
+    def split(self) -> str:
+        """What the run is judged on, in a word: test, or validation."""
+        return SPLITS[self.scores["split"]]
 
     @cached_property
     def support_C(self) -> NDArray[np.int64]:
@@ -109,7 +110,7 @@ class Contents:
         return stored or self.reliability_sums.reliability()
 
     def agnostic(self) -> list[Row]:
-        """Accuracy on test sets of other class frequencies; none where scores.json has none."""
+        """Accuracy where classes are otherwise frequent; none where scores.json has none."""
         sets: list[Row] = (self.scores.get("agnostic") or {}).get("sets", [])
         return sets
 
@@ -120,14 +121,14 @@ class Contents:
         return stored if stored is not None else worst_pairs(labels, answers, self.classes)
 
     def curves(self) -> dict[str, dict[str, list[tuple[float, float]]]]:
-        """Training curves by panel and column: (epoch, value); columns without values are left out."""
+        """Training curves by panel and name: (epoch, value); columns of metrics.csv without values are left out."""
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for panel, columns in CURVES.items():
-            scale = 100 if panel.endswith("%") else 1
-            for column in columns:
+        for panel, columns in curve_columns(self.num_experts).items():
+            scale = 100 if "%" in panel else 1
+            for name, column in columns.items():
                 points = [(row["epoch"], scale * row[column]) for row in self.metrics if None not in (row.get(column), row.get("epoch"))]
                 if points:
-                    panels.setdefault(panel, {})[column] = points
+                    panels.setdefault(panel, {})[name] = points
         return panels
 
     def confident_mistakes(self, most: int) -> list[int]:
@@ -145,6 +146,23 @@ class Contents:
             order = np.argsort(-self.confidence_NJ[alone_N, k + 1], kind="stable")
             found += [(int(n), k + 1) for n in alone_N[order[: max(1, most // self.num_experts)]]]
         return found[:most]
+
+
+def curve_columns(num_experts: int) -> dict[str, dict[str, str]]:
+    """Panels of the training curves, named "quantity in unit, of what": columns of metrics.csv by their names in words."""
+    experts = {f"expert {k}": str(k) for k in range(1, num_experts + 1)}
+    groups = {f"{group}-shot classes": group for group in GROUPS}
+    differences = {"pairs disagree": "disagreement", "s.d. of class recall": "recall_sd", "any expert right − ensemble": "oracle_gap"}
+    return {
+        "loss": {"total": "train/loss", "diversity": "train/diversity", "consistency": "train/consistency"},
+        "accuracy in %": {"training": "train/acc", "validation": "val/acc"},
+        "confident pictures in %, by shot group": {name: f"train/confident_{group}" for name, group in groups.items()},
+        "confident pictures in %, by expert": {name: f"train/confident_{k}" for name, k in experts.items()},
+        "validation accuracy in %, by shot group": {name: f"val/acc_{group}" for name, group in groups.items()},
+        "validation accuracy in %, by expert": {name: f"val/acc_expert_{k}" for name, k in experts.items() if num_experts > 1},
+        "difference of the experts in %, on validation": {name: f"val/{column}" for name, column in differences.items()},
+        "pairs that disagree in %, by shot group, on validation": {name: f"val/disagreement_{group}" for name, group in groups.items()},
+    }
 
 
 def read_contents(folder: Path) -> Contents:

@@ -16,6 +16,7 @@ COLOURS = ("#000000", "#0072b2", "#e69f00", "#cc79a7", "#009e73", "#56b4e9", "#d
 SIZE = (5.0, 3.4)  # inches
 SUFFIXES = (".png", ".svg", ".pdf")
 PANEL_WIDTH = 4.2
+PANELS_IN_A_ROW = 3
 
 
 def colour(number: int) -> str:
@@ -27,15 +28,17 @@ def new_figure(panels: int = 1) -> "tuple[Figure, list[Axes]]":
     """A figure that belongs to nobody else, and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=SIZE if panels == 1 else (PANEL_WIDTH * panels, SIZE[1]), layout="constrained")
-    axes = [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
+    across, rows = min(panels, PANELS_IN_A_ROW), -(-panels // PANELS_IN_A_ROW)
+    size = SIZE if panels == 1 else (PANEL_WIDTH * across, SIZE[1] * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = [figure.add_subplot(rows, across, i + 1) for i in range(panels)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def accuracy_by_frequency(rows: Sequence[Row], n: int) -> "Figure":
-    """Accuracy against training pictures, a dot a class; `rows` as of Contents.class_rows, `n` test pictures."""
+def accuracy_by_frequency(rows: Sequence[Row], n: int, split: str = "test") -> "Figure":
+    """Accuracy against training pictures, a dot a class; `rows` as of Contents.class_rows, `n` pictures of `split`."""
     figure, (ax,) = new_figure()
     shown = [row for row in rows if row["accuracy"] is not None and row["train_count"]]
     for number, group in enumerate(GROUPS, 1):
@@ -45,12 +48,12 @@ def accuracy_by_frequency(rows: Sequence[Row], n: int) -> "Figure":
             style: dict[str, Any] = {"s": 28 if len(shown) < 200 else 8, "alpha": 0.75, "linewidths": 0, "clip_on": False}
             ax.scatter(x, y, label=f"{group} ({len(of_group)})", color=colour(number), **style)
     ax.set(xscale="log", xlabel="training pictures of the class", ylim=(-3, 103))
-    ax.set_ylabel(f"test accuracy in %, n = {n:,}")
+    ax.set_ylabel(f"{split} accuracy in %, n = {n:,}")
     ax.legend(title="classes", frameon=False)
     return figure
 
 
-def group_bars(values: Mapping[str, Sequence[Mapping[str, float | None]]], n: int) -> "Figure":
+def group_bars(values: Mapping[str, Sequence[Mapping[str, float | None]]], n: int, split: str = "test") -> "Figure":
     """Accuracy in % of each answerer by shot group: bars are means over runs, lines their standard deviations where there are several.
 
     `values` has for each answerer (or method) one row a run, with accuracy, accuracy_many ... as fractions. "n/a" stands where no run has a
@@ -74,7 +77,7 @@ def group_bars(values: Mapping[str, Sequence[Mapping[str, float | None]]], n: in
     runs_each = sorted({len(runs) for runs in values.values()})
     over = f", mean ± s.d. of {' or '.join(map(str, runs_each))} runs" if runs_each[-1] > 1 else ""
     ax.set(xticks=range(len(keys)), xticklabels=list(keys), ylim=(0, 105), xlabel="classes")
-    ax.set_ylabel(f"test accuracy in %, n = {n:,}{over}", fontsize=9)
+    ax.set_ylabel(f"{split} accuracy in %, n = {n:,}{over}", fontsize=9)
     figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=8)
     return figure
 
@@ -122,12 +125,17 @@ def agnostic_curves(sets: Sequence[Row], names: Mapping[str, str], n: int) -> "F
 
 
 def training_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], seed: int) -> "Figure":
-    """Columns of metrics.csv over epochs, panels as of Contents.curves."""
+    """Columns of metrics.csv over epochs, panels as of Contents.curves: what stands before a comma is the axis, the rest the title."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = new_figure(max(len(panels), 1))
     for ax, (panel, curves) in zip(axes, panels.items(), strict=False):
         for number, (name, points) in enumerate(curves.items(), 1):
             ax.plot(*zip(*points, strict=True), color=colour(number), label=name, linewidth=1.4)
-        ax.set(xlabel=f"epoch, seed {seed}", ylabel=panel if panel.endswith("%") else f"{panel}, nats")
+        quantity, _, of = panel.partition(", ")
+        ax.set(xlabel=f"epoch, seed {seed}", ylabel=quantity if "%" in quantity else f"{quantity}, nats")
+        ax.set_title(of, fontsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False, fontsize=8)
     return figure
 
@@ -185,7 +193,8 @@ def save_figures(folders: Sequence[Path], place: Path) -> list[Path]:
         figures |= {prefix + kind: figure for kind, figure in figures_of(run, ANSWERS).items()}
     if len(contents) > 1:
         some = next(iter(contents.values()))
-        figures["ensembles"] = group_bars({name: [run.measure_rows()[0]] for name, run in contents.items()}, len(some.predictions.labels))
+        of_each = {name: [run.measure_rows()[0]] for name, run in contents.items()}
+        figures["ensembles"] = group_bars(of_each, len(some.predictions.labels), some.split)
     return [save(figure, place / f"{name}{suffix}") for name, figure in figures.items() for suffix in SUFFIXES]
 
 
@@ -194,8 +203,8 @@ def figures_of(run: Contents, answers: Mapping[str, str]) -> "dict[str, Figure]"
     n, rows = len(run.predictions.labels), run.measure_rows()
     agreement, sets, curves = run.diversity.table()["agreement"], run.agnostic(), run.curves()
     figures = {
-        "frequency": accuracy_by_frequency(run.class_rows(), n),
-        "experts": group_bars({row["of"]: [row] for row in rows}, n),
+        "frequency": accuracy_by_frequency(run.class_rows(), n, run.split),
+        "experts": group_bars({row["of"]: [row] for row in rows}, n, run.split),
         "reliability": reliability_diagram(run.reliability(), run.scores["ece"]),
     }
     if run.num_experts > 1 and agreement is not None:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OF_ENSEMBLE = ("macro_f1", "oracle_accuracy", "mce", "adaptive_ece", "nll", "brier")
-COST = ("parameters", "macs_per_picture", "train_pictures", "wall_seconds", "images_per_second", "peak_memory_mib")
+COST = (
+    *("parameters", "macs_per_picture", "train_pictures", "wall_seconds", "cpu_hours", "gpu_hours", "images_per_second"),
+    *("peak_memory_mib", "peak_device_memory_mib"),
+)
 
 
 class Results(NamedTuple):

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from mdcs.report import svg
-from mdcs.report.contents import GROUPS, MEASURES, Contents
+from mdcs.report.contents import GROUPS, MEASURES, Contents, Row
 
 Runs = Mapping[str, Contents]  # by the name that the page gives each
 
@@ -23,6 +23,15 @@ PAIRWISE = {  # columns of the diversity table: heading, factor, decimals
     "js": ("JS, nats", 1, 3),
     "recall_sd": ("s.d. of class recall, %", 100, 1),
     "oracle_gap": ("any expert right − ensemble, points", 100, 1),
+}
+
+
+SMALL_SHARES = ("difference of the experts in %", "pairs that disagree in %")  # curves whose axis ends where they do
+MEANING = {  # said below the training curves
+    "loss": " Nats; the parts before their weights.",
+    "confident pictures in %": " Training pictures whose weak view an expert gets right (groups: mean over experts); these are distilled.",
+    "accuracy in %": " Of the ensemble; in training, on the augmented views.",
+    "difference of the experts in %": " Means over pairs of experts; s.d. over the experts, mean over classes; points of accuracy.",
 }
 
 
@@ -84,7 +93,7 @@ def summary(runs: Runs) -> str:
         notes = "; ".join(f"{name}: {run.provenance}" for name, run in runs.items())
         parts.insert(0, table(["ensemble, in %", *heads[1:]], rows, f"{notes}."))
         if len({run.scores.get("test_set_sha256") for run in runs.values()}) > 1:
-            parts.insert(0, "<p>The runs were tested on different pictures (test_set_sha256 differs): do not compare their numbers.</p>")
+            parts.insert(0, "<p>The runs were judged on different pictures (test_set_sha256 differs): do not compare their numbers.</p>")
     return "".join(parts)
 
 
@@ -95,7 +104,7 @@ def by_frequency(runs: Runs) -> str:
         of_class = run.class_rows()
         rows = [of_class[c] for c in dots(run)]
         if not rows:
-            return "<p>n/a: no class has both training and test pictures.</p>"
+            return f"<p>n/a: no class has both training and {run.split} pictures.</p>"
         points = [(row["train_count"], 100 * row["accuracy"]) for row in rows]
         few, many = run.scores.get("accuracy_few"), run.scores.get("accuracy_many")
         said = f"{len(points)} classes. Mean over many-shot classes {percent(many)} %, over few-shot classes {percent(few)} %."
@@ -176,7 +185,7 @@ def calibration(runs: Runs) -> str:
 def agnostic(runs: Runs) -> str:
     """Accuracy where classes are as frequent as in training, equally, or the other way round."""
     if not any(run.agnostic() for run in runs.values()):
-        return "<p>Not computed: scores.json has no test-agnostic results. <code>mdcs evaluate run=DIR</code> adds them.</p>"
+        return "<p>Not computed: scores.json has no results for other class frequencies. <code>mdcs evaluate run=DIR</code> adds them.</p>"
 
     def draw(key: str, suffix: str, run: Contents) -> str:
         rows = [row for row in run.agnostic() if row["name"] != "dirichlet"]
@@ -184,13 +193,26 @@ def agnostic(runs: Runs) -> str:
         if not rows or not known:
             return "<p>n/a</p>"
         curves = [(j, [None if row.get(name) is None else 100 * row[name] for row in rows]) for j, name in enumerate(known)]
-        names = [row["name"].replace("forward-", "F").replace("backward-", "B").replace("uniform", "U") for row in rows]
+        names = [short(row) for row in rows]
         said = "; ".join(f"{row['name']}: {percent(row.get('average'))}" for row in rows)
-        title = f"Accuracy on test sets of other class frequencies{suffix}"
+        title = f"Accuracy where classes are otherwise frequent{suffix}"
         return legend({j: ANSWERS[name] for j, name in enumerate(known)}) + svg.categories(f"{key}-agnostic", title, said, names, curves)
 
-    words = "F50: frequent classes 50 times as frequent as rare ones, as in training; U: equal; B50: the other way round."
-    return figures(runs, draw, lambda run: f"{words} {run.provenance}, weighted.")
+    def caption(run: Contents) -> str:
+        names = [row["name"] for row in run.agnostic()]
+        ratios = [name.removeprefix("forward-") for name in names if name.startswith("forward-")]
+        if not ratios:
+            return f"{run.provenance}."
+        words = f"F{ratios[0]}: the class most frequent in training is {ratios[0]} times as frequent as the rarest; "
+        return f"{words}U: all are equally frequent; B{ratios[0]}: F{ratios[0]} reversed. {run.provenance}, weighted."
+
+    return figures(runs, draw, caption)
+
+
+def short(row: Row) -> str:
+    """A test distribution's name for an axis: forward-50 is F50."""
+    name: str = row["name"]
+    return name.replace("forward-", "F").replace("backward-", "B").replace("uniform", "U")
 
 
 def training(runs: Runs) -> str:
@@ -198,11 +220,14 @@ def training(runs: Runs) -> str:
     parts = []
     for r, (name, run) in enumerate(runs.items()):
         panels = ""
-        for panel, curves in run.curves().items():
+        for number, (panel, curves) in enumerate(run.curves().items()):
             words = "; ".join(f"{column} ends at {points[-1][1]:.4g} in epoch {points[-1][0]:.0f}" for column, points in curves.items())
-            y, key = svg.y_axis(0, 100) if panel.endswith("%") else None, f"r{r}-{panel.split()[0]}"
-            drawn = svg.lines(key, f"{panel.capitalize()} over epochs", words, list(enumerate(curves.values(), 1)), ("epoch", panel), y)
-            caption = f"{panel.capitalize()} over training; seed {run.config['seed']}."
+            quantity = panel.partition(", ")[0]
+            y = svg.y_axis(0, 100) if "%" in quantity and quantity not in SMALL_SHARES else None
+            title = panel[0].upper() + panel[1:]
+            key, labels = f"r{r}-curves-{number}", ("epoch", quantity)
+            drawn = svg.lines(key, f"{title} over epochs", words, list(enumerate(curves.values(), 1)), labels, y)
+            caption = f"{title}; seed {run.config['seed']}.{MEANING.get(quantity, '')}"
             panels += f"<figure>{legend(dict(enumerate(curves, 1)))}{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
         heading = f"<h3>{escape(name)}</h3>" if len(runs) > 1 else ""
         parts.append(heading + (f'<div class="grid three">{panels}</div>' if panels else "<p>There is no metrics.csv.</p>"))
@@ -233,6 +258,8 @@ def cost(runs: Runs) -> str:
         "train_pictures": "training pictures",
         "epochs": "epochs",
         "wall_seconds": "training, s",
+        "cpu_hours": "CPU hours",
+        "gpu_hours": "GPU hours",
         "images_per_second": "pictures/s",
         "peak_memory_mib": "peak memory, MiB",
         "peak_device_memory_mib": "peak device memory, MiB",

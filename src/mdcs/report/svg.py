@@ -68,11 +68,11 @@ def frame(x: Axis, y: Axis, x_ticks: Mapping[float, str], y_ticks: Mapping[float
 PERCENT = {float(value): str(value) for value in (0, 25, 50, 75, 100)}
 
 
-def ticks(low: float, high: float, most: int = 5) -> dict[float, str]:
-    """Round numbers from `low` to `high`."""
+def ticks(low: float, high: float, most: int = 5, least: float = 0.0) -> dict[float, str]:
+    """Round numbers from `low` to `high`, at least `least` apart: 1 for what is counted."""
     span = (high - low) or 1.0
     power = 10 ** math.floor(math.log10(span / most))
-    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= most)
+    step = max(least, next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= most))
     values = [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
     return {value: f"{value:g}" for value in values}
 
@@ -135,11 +135,11 @@ def bars(key: str, title: str, description: str, groups: Mapping[str, Sequence[f
 def lines(
     key: str, title: str, description: str, curves: Sequence[tuple[int, Sequence[Point]]], labels: tuple[str, str], y: Axis | None = None
 ) -> str:
-    """Polylines (style, points); without `y` the axis spans the values, from 0 where that is near."""
+    """Polylines (style, points) over what is counted; without `y` the axis spans the values, from 0 where that is near."""
     xs, ys = ([point[i] for _, points in curves for point in points] for i in (0, 1))
     low = 0.0 if min(ys) >= 0 and min(ys) < 0.5 * max(ys) else min(ys)
     x, y = x_axis(min(xs), max(xs)), y or y_axis(low, max(ys) if max(ys) > low else low + 1)
-    body = frame(x, y, ticks(x.low, x.high), ticks(y.low, y.high), *labels)
+    body = frame(x, y, ticks(x.low, x.high, least=1), ticks(y.low, y.high), *labels)
     return svg(key, title, description, body + "".join(polyline(points, x, y, number) for number, points in curves))
 
 
@@ -151,9 +151,12 @@ def polyline(points: Sequence[Point], x: Axis, y: Axis, number: int) -> str:
 
 
 def categories(key: str, title: str, description: str, names: Sequence[str], curves: Sequence[tuple[int, Sequence[float | None]]]) -> str:
-    """Lines over named positions, in per cent, with a dot at each value."""
-    x, y = Axis(0, max(len(names) - 1, 1), LEFT + 14, WIDTH - RIGHT - 14), y_axis(0, 100)
-    parts = [frame(x, y, {float(i): name for i, name in enumerate(names)}, PERCENT, "test set", "accuracy in %")]
+    """Lines over named positions, in per cent, with a dot at each value. The axis begins above 0 where all values lie above 50."""
+    lowest = min((value for _, values in curves for value in values if value is not None), default=0.0)
+    low = 0.0 if lowest < 50 else 10 * math.floor(lowest / 10)
+    x, y = Axis(0, max(len(names) - 1, 1), LEFT + 14, WIDTH - RIGHT - 14), y_axis(low, 100)
+    frequencies = "class frequencies that the pictures are weighted to"
+    parts = [frame(x, y, {float(i): name for i, name in enumerate(names)}, ticks(low, 100), frequencies, "accuracy in %")]
     for number, values in curves:
         points = [(float(i), value) for i, value in enumerate(values) if value is not None]
         parts.append(polyline(points, x, y, number) if len(points) > 1 else "")
@@ -190,8 +193,9 @@ def matrix(key: str, title: str, description: str, names: Sequence[str], values:
         parts.append(f'<text class="tick" x="{left + middle:.1f}" y="20" text-anchor="middle">{escape(names[j].split()[-1])}</text>')
         for k, value in enumerate(row):
             where = f'x="{left + side * k:.1f}" y="{top + side * j:.1f}" width="{side - 2:.1f}" height="{side - 2:.1f}"'
-            parts.append(f'<rect class="cell" {where} fill-opacity="{0.08 + 0.72 * value:.2f}"/>')
+            # Not darker than this, so that the writing can be read in light and in dark.
+            parts.append(f'<rect class="cell" {where} fill-opacity="{0.08 + 0.5 * value:.2f}"/>')
             if side > 22:
-                style, at = "on" if value > 0.55 else "off", f'x="{left + side * (k + 0.5) - 1:.1f}" y="{top + middle + 4:.1f}"'
-                parts.append(f'<text class="{style}" {at} text-anchor="middle">{100 * value:.0f}</text>')
+                at = f'x="{left + side * (k + 0.5) - 1:.1f}" y="{top + middle + 4:.1f}"'
+                parts.append(f'<text {at} text-anchor="middle">{100 * value:.0f}</text>')
     return svg(key, title, description, "".join(parts), width=int(left + 8 + side * len(names)), height=int(top + 8 + side * len(names)))
