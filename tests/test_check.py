@@ -1,5 +1,6 @@
 """`mdcs check`: what it finds, that it finds nothing where nothing is off, its contact sheet and its exit codes."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,15 @@ def places(tmp_path: Path) -> list[str]:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.randint(0, 256, (40, 50, 3)).astype(np.uint8)).save(root / path)
     sheet = tmp_path / "sheet.png"
-    return ["data=places_lt", f"data.root={root}", "data.num_classes=3", "data.image_size=32", "data.num_workers=0", f"output={sheet}"]
+    return [
+        "data=places_lt",
+        f"data.root={root}",
+        "data.num_classes=3",
+        "data.image_size=32",
+        "data.num_workers=0",
+        f"output={sheet}",
+        "overwrite=true",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- findings
@@ -152,6 +161,7 @@ def test_counts_are_compared_with_those_published() -> None:
     assert of_counts(of_sizes([7, 5], test=1), None).state == "ok"
 
 
+@cache
 def node(*words: str) -> dict[str, Any]:
     return dict(plain(compose("check", list(words)))["data"])
 
@@ -229,7 +239,12 @@ def test_from_the_command_line(
             return int(exit_.code or 0), *capsys.readouterr()
         return 0, *capsys.readouterr()
 
-    assert run("data=digits")[::2] == (0, "") and (tmp_path / "check_digits.png").exists()
+    code, out, error = run("data=digits")
+    assert (code, error) == (0, "") and f"contact sheet: {tmp_path / 'check_digits.png'}\n" in out
+    (tmp_path / "check_digits.png").write_text("kept")
+    assert f"contact sheet: {tmp_path / 'check_digits_2.png'}\n" in run("data=digits")[1]
+    assert run("data=digits", "output=check_digits.png")[0] == 2 and (tmp_path / "check_digits.png").read_text() == "kept"
+    assert run("data=digits", "overwrite=true")[0] == 0 and (tmp_path / "check_digits.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "Places/val_256/0.jpg").unlink()
     code, out, error = run(*places)
     assert code == 1 and out.endswith("something is off with this dataset: files\n") and not error

@@ -26,7 +26,7 @@ from mdcs.data.store import Directory, Store
 from mdcs.data.survey import evenly, in_threads, refusals
 from mdcs.errors import UserError
 from mdcs.instantiate import check_arguments, instantiate
-from mdcs.output import check_output, complete_or_absent
+from mdcs.output import check_output, complete_or_absent, numbered
 from mdcs.recipe import AUTO
 
 NAMED = 3  # of the files that something is wrong with
@@ -46,18 +46,22 @@ def check(
     augment: Mapping[str, Any],
     sample: int | Literal["all"] = 256,
     output: str | None = None,
+    overwrite: bool = False,
     seed: int = 0,
     **_settings: Any,
 ) -> list[Finding]:
     """Look at the dataset `data`, print what was found, write a contact sheet of `augment` to `output`. Nothing of the dataset is changed.
 
-    `sample` pictures are decoded, spread evenly over the splits. Raises SystemExit(1) after printing if something is off; UserError for
-    wrong settings. Further settings of a training run are taken and not looked at.
+    `output` None = check_<dataset>.png here, numbered where there is one already and it is not to be overwritten. `sample` pictures are
+    decoded, spread evenly over the splits. Raises SystemExit(1) after printing if something is off; UserError for wrong settings. Further
+    settings of a training run are taken and not looked at.
     """
     if sample != "all" and sample < 0:
         raise UserError(f"sample={sample}: expected a number of pictures from 0, or all")
     place = Path(output or f"check_{name_of(data)}.png")
-    check_output(place, (".png",), overwrite=True)
+    if output is None and not overwrite:
+        place = numbered(place)
+    check_output(place, (".png",), overwrite)
     for key in ("root", "file"):
         if data.get(key) and not data.get("download") and not os.path.exists(data[key]):
             raise UserError(f"data.{key}={data[key]}: there is no such file or folder; data/README.md says how each dataset is laid out")
@@ -76,7 +80,7 @@ def check(
     findings += [of_counts(splits, published(data)), *files]
     findings += [of_sample(splits, good, sample), of_overlap(splits), *of_single_pictures(splits)]
     findings.append(of_views(splits, source, augment, seed, place))
-    return told(findings)
+    return told(findings, place if findings[-1].state == "ok" else None)
 
 
 def name_of(data: Mapping[str, Any]) -> str:
@@ -239,11 +243,11 @@ def of_views(splits: Splits, source: DataSource, augment: Mapping[str, Any], see
     sheet = contact_sheet(splits.train, rows, made, splits.classes, seed)
     with complete_or_absent(place) as part:
         sheet.save(part, format="PNG")
-    return Finding("views", "ok", f"{len(rows)} pictures, weak and strong views: {place}")
+    return Finding("views", "ok", f"{len(rows)} pictures, weak and strong views")
 
 
-def told(findings: Sequence[Finding]) -> list[Finding]:
-    """Print the table; SystemExit(1) after it if something is off."""
+def told(findings: Sequence[Finding], sheet: Path | None = None) -> list[Finding]:
+    """Print the table and where the contact sheet is, if there is one; SystemExit(1) after it if something is off."""
     table = Table()
     for column in ("check", "", "found"):
         table.add_column(column, overflow="fold")
@@ -251,6 +255,8 @@ def told(findings: Sequence[Finding]) -> list[Finding]:
         table.add_row(finding.what, Text(finding.state, COLOURS[finding.state]), Text(finding.detail))
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
+    if sheet is not None:
+        console.print(f"contact sheet: {sheet.absolute()}", highlight=False, soft_wrap=True, markup=False)
     off = [finding.what for finding in findings if finding.state == "off"]
     if off:
         console.print(Text(f"something is off with this dataset: {', '.join(dict.fromkeys(off))}"))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 from mdcs.errors import UserError
@@ -20,6 +21,12 @@ def check_output(output: Path, suffixes: Sequence[str], overwrite: bool) -> None
         raise UserError(f"output={output} exists already: choose another name, or set overwrite=true")
     if not os.access(output.parent, os.W_OK):
         raise UserError(f"output={output}: the folder {output.parent} may not be written to; choose another one")
+
+
+def numbered(output: Path) -> Path:
+    """`output`; where that exists already, the first of <name>_2, <name>_3, ... that does not."""
+    names = chain([output], (output.with_stem(f"{output.stem}_{number}") for number in count(2)))
+    return next(place for place in names if not place.exists())
 
 
 @contextmanager
