@@ -67,8 +67,8 @@ def check_answers(run: Run, format: str, file: Path) -> None:
     for start, batch_size in ((0, 1), (1, 3), (100, 7), (200, 7)):
         images = run.splits.test.plain(torch.arange(start, start + batch_size))
         logits = run.predict(images)
-        with torch.no_grad():
-            probabilities, expert_logits = answer(images)
+        probabilities, expert_logits = answer(images)
+        assert not probabilities.requires_grad and not expert_logits.requires_grad
         torch.testing.assert_close(expert_logits, logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(probabilities, combine(logits).softmax(-1), rtol=0, atol=1e-5)
         assert probabilities.argmax(-1).equal(combine(logits).argmax(-1))
@@ -82,6 +82,8 @@ def test_the_file_answers_as_the_run(format: str, folder: Path, tmp_path: Path, 
     assert export(str(folder), format, str(file)) == file
     check_answers(mdcs.load(folder), format, file)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    (tmp_path / "other").touch()
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
     out, error = capsys.readouterr()
     assert error == ""
     assert f"{file}: {format}" in out and "images (B, 3, 8, 8) uint8 RGB" in out and "expert_logits (B, 3, 10)" in out
