@@ -2,8 +2,9 @@
 
     python benchmarks/startup.py           # half a minute
 
-`imports` is everything that `mdcs train` imports before it reads a word, `dataset and parts` is `build`, and the last row is the run after
-it, which ends with its report.
+Imports come in the order in which others would import them anyway: torch's optimisers import `torch._dynamo`; Lightning imports
+torchmetrics, which imports scipy.signal, matplotlib and torchvision where they are installed. `dataset and parts` is `build`, and the last
+row is the run after it, which ends with its report.
 """
 
 import json
@@ -14,11 +15,12 @@ import tempfile
 from side_by_side import machine, options
 
 PROGRAM = """
-import json, sys, time
+import importlib, json, sys, time
 clock = lambda: (time.perf_counter(), time.process_time())
 marks = [clock()]
-import mdcs.train
-marks.append(clock())
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+    marks.append(clock())
 from mdcs.config import compose, plain
 cfg = plain(compose("train", ["trainer.max_epochs=1", "trainer.enable_progress_bar=false"]))
 marks.append(clock())
@@ -26,17 +28,19 @@ from mdcs.build import build
 run = build(cfg)
 marks.append(clock())
 from pathlib import Path
-mdcs.train.fit(run, Path(sys.argv[1]))
+from mdcs.train import fit
+fit(run, Path(sys.argv[1]))
 marks.append(clock())
 print(json.dumps([[b[i] - a[i] for i in (0, 1)] for a, b in zip(marks, marks[1:])]))
 """
-PARTS = ("imports", "configuration", "dataset and parts", "one epoch, predictions, scores, report")
+IMPORTS = ("torch", "torch._dynamo", "torchmetrics", "pytorch_lightning", "mdcs.train")
+PARTS = (*(f"import {name}" for name in IMPORTS), "configuration", "dataset and parts", "one epoch, predictions, scores, report")
 
 
 def measured() -> list[tuple[float, float]]:
     """Wall and processor seconds of each part."""
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, f"{place}/run"]
+        command = [sys.executable, "-W", "ignore", "-c", PROGRAM, f"{place}/run", *IMPORTS]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [(wall, used) for wall, used in json.loads(out.splitlines()[-1])]
 
