@@ -26,7 +26,7 @@ def photos(folder: Path, side: int, counts: tuple[int, ...] = (6, 3)) -> Path:
 
 
 def chosen(*words: str) -> dict[str, Any]:
-    return plain(composed(["data=folder", *words]))
+    return plain(composed(["data=folder", *words])[0])
 
 
 def test_small_pictures_are_handled_as_those_of_cifar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -36,7 +36,7 @@ def test_small_pictures_are_handled_as_those_of_cifar(tmp_path: Path, caplog: py
     assert cfg["augment"]["weak"]["_target_"].endswith("CifarWeak")
     assert (cfg["data"]["batch_size"], cfg["trainer"]["max_epochs"], cfg["loss"]["warmup_epochs"]) == (32, 100, 5)
     (line,) = [line for line in caplog.messages if line.startswith("chosen")]
-    again = plain(composed(["data=folder", f"data.root={tmp_path / 'small'}", *line.partition(": ")[2].split()]))
+    again = plain(composed(["data=folder", f"data.root={tmp_path / 'small'}", *line.partition(": ")[2].split()])[0])
     assert again == cfg  # what is printed is what was done
 
 
@@ -56,7 +56,7 @@ def test_the_users_words_come_first(tmp_path: Path) -> None:
 
 
 def test_other_datasets_are_left_alone() -> None:
-    assert plain(composed([])) == plain(composed(["data=digits"]))
+    assert plain(composed([])[0]) == plain(composed(["data=digits"])[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
@@ -74,4 +74,8 @@ def test_a_folder_trains_also_in_a_sweep_and_knows_its_size_afterwards(tmp_path:
     (tmp_path / "5.png").rename(tmp_path / "photos" / "class 0" / "5.png")
     assert train_words(["resume=one", "trainer.max_epochs=2"]).epoch == 2
     through_hydra("train", ["-m", *words, "loss=ce,mdcs", "hydra.sweep.dir=sweep"])
+    for folder in ("one", "sweep/1"):
+        text = (tmp_path / folder / "run.log").read_text()
+        assert text.count(" chosen from the pictures, change what you like: ") == 1 and " short side: 16 pixels" in text
+        assert "ensemble" in text and f"run folder: {tmp_path / folder}" in text and " report: " in text
     assert all((tmp_path / "sweep" / str(job) / "scores.json").exists() for job in (0, 1))

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,15 +104,15 @@ def train_words(words: list[str]) -> "Run":
         return resume_words(folder, [word for word in words if word not in resumed])
     from mdcs.recipe import composed
 
-    cfg = composed(words)
-    return train_config(config.with_names(config.plain(cfg), cfg.hydra.runtime.choices), Path(config.run_dir(cfg)))
+    cfg, said = composed(words)
+    return train_config(config.with_names(config.plain(cfg), cfg.hydra.runtime.choices), Path(config.run_dir(cfg)), said)
 
 
-def train_config(cfg: dict[str, Any], folder: Path, again: bool = False) -> "Run":
-    """Train a composed configuration. `again`: `folder` may hold this run already."""
+def train_config(cfg: dict[str, Any], folder: Path, said: Sequence[str], again: bool = False) -> "Run":
+    """Train a composed configuration, of which something was said. `again`: `folder` may hold this run already."""
     from mdcs.train import train
 
-    return (train_or_go_on if again else train)(config.with_absolute_paths(cfg), Path(config.absolute(str(folder))))
+    return (train_or_go_on if again else train)(config.with_absolute_paths(cfg), Path(config.absolute(str(folder))), said)
 
 
 def resume_words(folder: Path, words: list[str]) -> "Run":
@@ -171,13 +172,13 @@ def through_hydra(verb: str, words: list[str]) -> None:
             if hydra_cfg.mode is RunMode.MULTIRUN:
                 without_advice()  # in whichever process a launcher runs this
                 refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
-            choices = hydra_cfg.runtime.choices
+            choices, said = hydra_cfg.runtime.choices, list[str]()
             if "auto" in choices.values():
                 from mdcs.recipe import composed
 
-                cfg = composed(list(hydra_cfg.overrides.task))
+                cfg, said = composed(list(hydra_cfg.overrides.task))
                 choices = cfg.hydra.runtime.choices
-            train_config(config.with_names(config.plain(cfg), choices), folder, again=hydra_cfg.mode is RunMode.MULTIRUN)
+            train_config(config.with_names(config.plain(cfg), choices), folder, said, again=hydra_cfg.mode is RunMode.MULTIRUN)
         except Exception as failure:
             if hydra_cfg.mode is not RunMode.MULTIRUN:
                 if folder.is_dir() and not any(folder.iterdir()):

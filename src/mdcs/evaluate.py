@@ -181,7 +181,7 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
     rows = {"ensemble": content} | {f"expert {k}": expert for k, expert in enumerate(content["experts"], 1)}
     for name, row in rows.items():
         table.add_row(name, *("n/a" if row[key] is None else f"{100 * row[key]:.1f}" for key in keys))
-    console = screen()
+    console = screen(record=True)
     console.print(table)
     if "seed" in content:
         words = {
@@ -201,11 +201,12 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             words |= {name: f"{content[key]:,} MiB" for name, key in COST_IN_MEMORY.items() if key in content}
         console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)
+    log.debug(f"scores\n{console.export_text()}")  # to run.log, while a run is on
 
 
-def screen() -> Console:
-    """As wide as the terminal; a fixed width in files."""
-    return Console(width=None if Console().is_terminal else 120)
+def screen(record: bool = False) -> Console:
+    """As wide as the terminal; a fixed width in files. `record` keeps what is printed."""
+    return Console(width=None if Console().is_terminal else 120, record=record)
 
 
 def agnostic_table(content: Mapping[str, Any]) -> Table:
@@ -214,6 +215,10 @@ def agnostic_table(content: Mapping[str, Any]) -> Table:
         "forward-r: the class most frequent in training is r times as frequent as the rarest; backward-r: the reverse. Class order: "
         f"number of {content['class_order']}. Prior that the mean of the logits implies: {content['implied_prior']}."
     )
+    if any(row["em"] is not None for row in content["sets"]):
+        caption += (
+            " EM estimates the prior from the unlabelled pictures, as well as the confidences are right; of a few pictures a class, badly."
+        )
     if any(row["agreement"] is not None for row in content["sets"]):
         caption += " SADE weights: experts weighted so that they answer alike to two strongly augmented views \\[weights in %]."
     title = "accuracy in % on other test distributions"

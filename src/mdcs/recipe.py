@@ -20,15 +20,15 @@ FEW_PICTURES = 2000  # up to which a batch is half as large, for twice as many s
 log = logging.getLogger("mdcs")
 
 
-def composed(words: list[str]) -> Any:
-    """The configuration of `mdcs train` with `words`, and with what they and the dataset leave open decided."""
+def composed(words: list[str]) -> tuple[Any, list[str]]:
+    """The configuration of `mdcs train` with `words`, and with what they and the dataset leave open decided; and what was said of that."""
     keys = [word.partition("=")[0].lstrip("+") for word in words]
     # A word such as model.depth=14 has no meaning before the model is chosen.
     probe = [word for word, key in zip(words, keys, strict=True) if "." not in key or key.startswith("data.")]
     first = config.compose("train", probe)
     made = first.hydra.runtime.choices
     if AUTO not in (made["model"], made["augment"], first.data.get("image_size")):
-        return config.compose("train", words)
+        return config.compose("train", words), []
 
     node = config.with_absolute_paths({"data": config.plain(first)["data"]})["data"]
     survey = make_source(node).survey()
@@ -49,7 +49,8 @@ def composed(words: list[str]) -> Any:
         chosen.append(f"trainer.max_epochs={epochs}")
         if "warmup_epochs" in first.loss and "loss.warmup_epochs" not in keys:
             chosen.append(f"loss.warmup_epochs={max(1, epochs // 20)}")  # 20 of 400 as published
-    for line in (*survey.lines, f"chosen from the pictures, change what you like: {' '.join(chosen)}") * config.first_rank():
+    said = [*survey.lines, f"chosen from the pictures, change what you like: {' '.join(chosen)}"]
+    for line in said * config.first_rank():
         log.info(line)
     given = [word for word in words if word.partition("=")[0].lstrip("+") != "data.image_size"]
-    return config.compose("train", [*chosen, *given])
+    return config.compose("train", [*chosen, *given]), said

@@ -151,7 +151,7 @@ def planned(words: Sequence[str]) -> Search:
     if folder.exists():
         raise UserError(f"output={folder} exists already: go on with resume={folder}, or choose another folder")
 
-    cfg = composed([word for word in [*given, *first] if bare(word) not in OWN])
+    cfg, _ = composed([word for word in [*given, *first] if bare(word) not in OWN])
     refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
     shared = [word for word in cfg.hydra.overrides.task if bare(word) not in map(bare, choices)]
     for name, values in choices.items():

@@ -120,14 +120,14 @@ def note_failure(folder: Path, words: Sequence[str], failure: Exception) -> str:
     return reason
 
 
-def train_or_go_on(cfg: Mapping[str, Any], folder: Path) -> "Run":
+def train_or_go_on(cfg: Mapping[str, Any], folder: Path, earlier: Sequence[str] = ()) -> "Run":
     """Train `cfg` in `folder`. If the folder holds this run already: what has finished is left as it is, what was interrupted goes on."""
     from mdcs.data.splits import listed
     from mdcs.train import resume, train
 
     (folder / FAILED).unlink(missing_ok=True)  # of a sweep that was killed
     if not (folder / "config.yaml").exists():
-        return train(cfg, folder)
+        return train(cfg, folder, earlier)
     before = config.read_yaml(folder / "config.yaml")
     differences = differing(cfg, before)
     if differences:

@@ -8,8 +8,8 @@ import platform
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,11 @@ RESUMABLE = tuple(f"trainer.{name}" for name in ("max_epochs", "max_time", "devi
 RESUMABLE += ("data.num_workers",)
 
 
-def train(cfg: Mapping[str, Any], folder: Path) -> Run:
-    """Train from scratch into `folder`, which must be new or empty."""
+def train(cfg: Mapping[str, Any], folder: Path, earlier: Sequence[str] = ()) -> Run:
+    """Train from scratch into `folder`, which must be new or empty. `earlier` are lines for its run.log, said before it was there."""
     if getattr(rank_zero_only, "rank", 0) == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: continue it with resume={folder}, or choose another folder with hydra.run.dir=...")
-    return fit(build(cfg), folder)
+    return fit(build(cfg), folder, earlier)
 
 
 def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
@@ -69,23 +69,23 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     return fit(run, folder)
 
 
-def fit(run: Run, folder: Path) -> Run:
+def fit(run: Run, folder: Path, earlier: Sequence[str] = ()) -> Run:
     """Train `run` in `folder` from its last finished epoch to its last, then predict and evaluate.
 
     With trainer.max_time it may end before that, without predictions; resuming goes on.
     """
     with freed_memory_kept(), RunLogger(run.config, folder) as logger:
-        return fit_logged(run, folder, logger)
+        return fit_logged(run, folder, logger, earlier)
 
 
-def fit_logged(run: Run, folder: Path, logger: RunLogger) -> Run:
+def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]) -> Run:
     """`fit`, telling `logger` of it."""
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     run.config["trainer"]["precision"] = resolved_trainer_arguments(run.config)["precision"]
     if run.source.image_size is None:  # so that the loaded run knows it without its dataset
         run.config["data"]["image_size"] = run.splits.train.images.shape[-1]
     facts = static_facts(run)
-    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts), logger)
+    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts), logger, earlier)
     trainer = make_trainer(run.config, run_folder, run.splits.val is not None)
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
@@ -124,9 +124,11 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger) -> Run:
     if trainer.is_global_zero:
         measured = measured_facts(trainer, folder) | {"epochs": epochs} | spent
         measured["checkpoint_epoch"] = run.epoch
-        write_scores(folder, run.classes, run.splits.scored, run.config["checkpoint"], facts | measured)
-        with reported_only():
-            log.info(f"report: {write_report(folder, run.splits.named()[run.splits.scored])}")
+        run_folder.open()
+        with closing(run_folder):
+            write_scores(folder, run.classes, run.splits.scored, run.config["checkpoint"], facts | measured)
+            with reported_only():
+                log.info(f"report: {write_report(folder, run.splits.named()[run.splits.scored])}")
         logger.conclude(epochs, lambda: results(folder))
     return run
 

@@ -57,10 +57,12 @@ class RunFolder(Checkpoint):
         first_files: Mapping[str, str],
         introduction: Sequence[str] = (),
         logger: "RunLogger | None" = None,
+        earlier: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.first_files = first_files  # name -> text, written before the first epoch
         self.introduction = introduction  # lines, said before it
+        self.earlier = earlier  # lines that were said already, for run.log
         self.logger = logger
         self.columns = columns(num_experts)
         self.seconds_before = self.cpu_seconds_before = 0.0
@@ -97,9 +99,9 @@ class RunFolder(Checkpoint):
                 raise UserError(f"{self.folder} cannot be made: {error.strerror}; choose another place with hydra.run.dir=...") from error
             for name, text in self.first_files.items():
                 write_durably(self.folder / name, text)
-            self.log_file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
-            self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            log.addHandler(self.log_file)
+            self.open()
+            for line in self.earlier:
+                log.debug(line)
             for line in self.introduction:
                 log.info(line)
             if trainer.world_size > 1:
@@ -112,6 +114,12 @@ class RunFolder(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.close()
+
+    def open(self) -> None:
+        """Write what is said to run.log."""
+        self.log_file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+        self.log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(self.log_file)
 
     def close(self) -> None:
         """Let go of run.log."""
