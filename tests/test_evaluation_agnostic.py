@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conftest import golden
 from mdcs.evaluation import agnostic as agnostic_module
-from mdcs.evaluation.agnostic import KeptPosteriors, agnostic, draw, listed, ratio_counts, target_priors
+from mdcs.evaluation.agnostic import KeptPosteriors, agnostic, corrected_hits, draw, listed, ratio_counts, target_priors
 from mdcs.evaluation.combine import agreement_weights, combine
 from mdcs.evaluation.predictions import Predictions
 from mdcs.evaluation.scores import scores
@@ -153,6 +153,57 @@ def test_em_finds_the_prior() -> None:
     )
     assert found.tolist() == pytest.approx(exact.tolist(), abs=2e-3)
     assert found.tolist() == pytest.approx(true_C.tolist(), abs=0.03)
+
+
+def unevenly_hard(labels_N: Tensor, num_classes: int) -> Tensor:
+    """(N, C) float16 exact log p(x|y) + const of x ~ N(s e_y, 1), with a strength s from 2 to 6 for each picture."""
+    random, parts = torch.Generator().manual_seed(0), []
+    for labels_B in labels_N.split(500):
+        strength_B1 = torch.empty(len(labels_B), 1).uniform_(2, 6, generator=random)
+        x_BC = torch.randn(len(labels_B), num_classes, generator=random)
+        x_BC[torch.arange(len(labels_B)), labels_B] += strength_B1[:, 0]
+        logits_BC = x_BC * strength_B1
+        parts.append((logits_BC - logits_BC.amax(1, keepdim=True)).half())
+    return torch.cat(parts)
+
+
+def most_likely(kept: KeptPosteriors, weights_N: Tensor, implied_C: Tensor) -> Tensor:
+    """(C,) 20 steps of EM without imagined pictures."""
+    prior_C = implied_C
+    for _ in range(20):
+        ratio_C, next_C = prior_C / implied_C, torch.zeros_like(prior_C)
+        for rows, probs_NC in kept():
+            next_C += probs_NC.T @ (weights_N[rows] / (probs_NC @ ratio_C).clamp(min=1e-30))
+        prior_C = next_C * ratio_C / (next_C * ratio_C).sum()
+    return prior_C
+
+
+@pytest.mark.parametrize("num_classes", [1000, pytest.param(8142, marks=pytest.mark.slow)])
+def test_imagined_pictures_steady_the_estimate_where_classes_have_three_pictures(num_classes: int) -> None:
+    labels_N, classes = torch.arange(3 * num_classes) % num_classes, classes_of(list(range(2 * num_classes, num_classes, -1)))
+    predictions = predictions_of(unevenly_hard(labels_N, num_classes)[:, None], labels_N)
+    priors = target_priors(classes, torch.full((num_classes,), 3))
+    truth_JC = torch.stack([priors[name] for name in ("uniform", "backward-3", "dirichlet-1")]).float()
+    implied_C = torch.full((num_classes,), 1 / num_classes)
+    kept, weights_NJ = KeptPosteriors(predictions, classes), truth_JC.T[labels_N] / 3
+    found_JC = em_prior(kept, weights_NJ, implied_C)
+    noisy_JC = torch.stack([most_likely(kept, weights_N, implied_C) for weights_N in weights_NJ.T])
+    assert found_JC.sum(1).tolist() == pytest.approx([1.0] * 3, abs=1e-4)
+    distance_J, before_J = (0.5 * (prior_JC - truth_JC).abs().sum(1) for prior_JC in (found_JC, noisy_JC))
+    assert (distance_J[:2] < 0.65 * before_J[:2]).all() and distance_J[2] < 1.2 * before_J[2]  # the third is far from even
+
+    offsets = {"steady": found_JC, "noisy": noisy_JC}
+    hits = corrected_hits(predictions, classes, {k: torch.stack([correction(p, implied_C) for p in v]) for k, v in offsets.items()})
+    steady_J, right_J = ((hits[name] * weights_NJ).sum(0) for name in ("steady", "noisy"))
+    assert (steady_J > right_J + 0.01).all()
+
+
+def test_many_pictures_a_class_outweigh_the_imagined_ones() -> None:
+    labels_N, implied_C = torch.arange(4000) % 4, torch.full((4,), 0.25)
+    kept = KeptPosteriors(predictions_of(gaussian(labels_N, implied_C), labels_N), classes_of([5, 4, 3, 2]))
+    weights_N = torch.tensor([0.1, 0.1, 0.2, 0.6])[labels_N] / 1000
+    found_C = em_prior(kept, weights_N[:, None], implied_C)[0]
+    assert found_C.tolist() == pytest.approx(most_likely(kept, weights_N, implied_C).tolist(), abs=2e-3)
 
 
 def test_em_of_fewer_pictures_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
