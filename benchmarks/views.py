@@ -8,10 +8,9 @@ machine changes those less; wall seconds stand beside them. "Published" is Pillo
 does it; "lean" is Pillow with as little around it as Python allows. Pictures are in memory: random smooth ones, of the sizes of CIFAR's
 and ImageNet's.
 
-Views do not depend on the batch, so those of many steps can be made at once, then sliced: the path "at once". On a CPU that saves a
-millisecond of a step that takes hundreds, so training does not do it there. On an accelerator every operation is a kernel to launch. There
-each operation is made for every picture, so that the host waits for nothing; the second table counts them, and the number is the same for a
-batch of 64 and for 16 steps at once.
+Views do not depend on the batch, so training makes those of several steps at once: the path "at once", with as many steps as training
+takes. On an accelerator every operation is a kernel to launch. There each operation is made for every picture, so that the host waits for
+nothing. The second table counts the operations of a step, alone and as one of those that training makes at once.
 """
 
 import argparse
@@ -37,7 +36,8 @@ from decode import photograph
 from mdcs.augment import ops
 from mdcs.augment.policies import CifarStrong, CifarWeak, ImageNetStrong, ImageNetWeak
 from mdcs.augment.views import Augment
-from mdcs.types import Batch
+from mdcs.data.module import PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_ACCELERATORS
+from mdcs.types import Batch, Part
 
 RESULTS = Path(__file__).parent / "results" / "views.md"
 VIEWS = ("weak", "strong")
@@ -67,10 +67,24 @@ def one_by_one(views: plain_views.Views, pictures: np.ndarray) -> Tensor:
     return torch.stack([torch.stack([pair[view] for pair in pairs]) for view in range(2)])
 
 
-def joined(augment: Augment, batch: Batch, rows: int) -> list[Tensor]:
-    """The views of all pictures at once, then those of each step."""
-    images = augment(batch, VIEWS, 10, 0).images
-    return [images[:, start : start + rows].flatten(0, 1) for start in range(0, images.shape[1], rows)]
+def cut(batch: Batch, rows: int, steps: int) -> list[Batch]:
+    """Batches of `rows` pictures; `steps` = 1: each by itself, otherwise parts of so many that were loaded at once."""
+    if steps > 1:
+        loaded = cut(batch, rows * steps, 1)
+        return [part._replace(part=Part(whole, number)) for whole in loaded for number, part in enumerate(cut(whole, rows, 1))]
+    places = [slice(start, start + rows) for start in range(0, len(batch.index), rows)]
+    return [Batch(batch.images[:, place], batch.labels[place], batch.index[place]) for place in places]
+
+
+def made(augment: Augment, batch: Batch, rows: int, steps: int) -> list[Tensor]:
+    """The views of each step."""
+    return [augment(part, VIEWS, 10, 0).images for part in cut(batch, rows, steps)]
+
+
+def steps_in_training(batch: Batch, rows: int, on_accelerator: bool) -> int:
+    """How many steps training takes at once."""
+    pixels = PIXELS_AT_ONCE_ON_ACCELERATORS if on_accelerator else PIXELS_AT_ONCE
+    return max(1, pixels // (rows * batch.images[0, 0, 0].numel()))
 
 
 def augment_of(side: int, num_pictures: int) -> Augment:
@@ -97,16 +111,15 @@ def compared(side: int, rows: int, rounds: int, steps: int) -> list[str]:
     pictures = np.stack([np.asarray(photograph(seed % 64, side, side)) for seed in range(count)])
     images_N3HW = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     batch = Batch(images_N3HW[None], torch.arange(count) % 10, torch.arange(count))
-    parts = [Batch(batch.images[:, i : i + rows], batch.labels[i : i + rows], batch.index[i : i + rows]) for i in range(0, count, rows)]
     augment = augment_of(side, count)
     published, lean = (published_cifar(), plain_views.cifar()) if side < 100 else (published_imagenet(), plain_views.imagenet())
     paths: dict[str, Callable[[], object]] = {
-        "batched": lambda: [augment(part, VIEWS, 10, 0) for part in parts],
+        "batched": partial(made, augment, batch, rows, 1),
         "published": lambda: [one_by_one(published, pictures[i : i + rows]) for i in range(0, count, rows)],
         "lean": lambda: [one_by_one(lean, pictures[i : i + rows]) for i in range(0, count, rows)],
     }
-    if steps > 1:
-        paths[f"batched, {steps} steps at once"] = partial(joined, augment, batch, rows)
+    if (at_once := min(steps, steps_in_training(batch, rows, False))) > 1:
+        paths[f"batched, {at_once} steps at once"] = partial(made, augment, batch, rows, at_once)
     measured = in_turn(paths, rounds)
     table = []
     for name, seconds in measured.items():
@@ -131,21 +144,24 @@ class Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(side: int, rows: int, on_accelerator: bool) -> int:
-    """How many operations both views of a batch take."""
+def operations(side: int, rows: int, on_accelerator: bool) -> tuple[int, float, int]:
+    """How many operations both views of a batch take by itself, and as one of so many that are made at once."""
     sorts, rows_at_a_time = ops.sorts, ops.rows_at_a_time
     if on_accelerator:
         ops.sorts, ops.rows_at_a_time = lambda images: False, lambda images: len(images)
     try:
-        augment = augment_of(side, rows)
-        index = torch.arange(rows)
-        batch = Batch(torch.zeros(1, rows, 3, side, side, dtype=torch.uint8), index % 10, index)
-        augment(batch, VIEWS, 10, 0)  # makes what is made once
-        with Counted() as counted:
-            augment(batch, VIEWS, 10, 0)
+        picture = Batch(torch.zeros(1, 1, 3, side, side, dtype=torch.uint8), torch.zeros(1), torch.zeros(1))
+        steps = steps_in_training(picture, rows, on_accelerator)
+        augment, index = augment_of(side, rows * steps), torch.arange(rows * steps)
+        batch = Batch(picture.images.expand(-1, len(index), -1, -1, -1), index % 10, index)
+        made(augment, cut(batch, 1, 1)[0], 1, 1)  # makes what is made once
+        with Counted() as alone:
+            made(augment, cut(batch, rows, 1)[0], rows, 1)
+        with Counted() as together:
+            made(augment, batch, rows, steps)
     finally:
         ops.sorts, ops.rows_at_a_time = sorts, rows_at_a_time
-    return counted.operations
+    return alone.operations, together.operations / steps, steps
 
 
 def limits() -> str:
@@ -177,9 +193,11 @@ def report(cases: Sequence[tuple[int, int, int]], rounds: int) -> str:
     ]
     for side, rows, steps in cases:
         lines += compared(side, rows, rounds, steps)
-    lines += ["", "| side | batch | operations, sorted (CPU) | operations, nothing waits (accelerator) |", "|---|---|---|---|"]
+    lines += ["", "| side | batch | operations a step | alone | at once | steps at once |", "|---|---|---|---|---|---|"]
     for side, rows, _ in cases:
-        lines.append(f"| {side} | {rows} | {operations(side, rows, False)} | {operations(side, rows, True)} |")
+        for way, on_accelerator in (("sorted (CPU)", False), ("nothing waits (accelerator)", True)):
+            alone, at_once, steps = operations(side, rows, on_accelerator)
+            lines.append(f"| {side} | {rows} | {way} | {alone} | {at_once:.0f} | {steps} |")
     return "\n".join(lines)
 
 

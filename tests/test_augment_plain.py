@@ -38,4 +38,8 @@ def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(threads)
     rates = [float(line.split("|")[4]) for line in text.splitlines() if line.startswith("| 32 | 16 |") and line.count("|") == 8]
     assert len(rates) == 4 and min(rates) > 0
+    counts = [[float(cell) for cell in line.split("|")[4:7]] for line in text.splitlines() if line.count("|") == 7 and "(" in line]
+    assert len(counts) == 2
+    for alone, at_once, steps in counts:
+        assert alone > 200 and at_once < 1.5 * alone / steps + 0.5  # small batches lack some operations
     assert "GFLOP/s" in text

@@ -12,7 +12,7 @@ from torch import Tensor
 from mdcs.augment.policies import CifarStrong, CifarWeak, DigitsStrong, DigitsWeak, Identity
 from mdcs.augment.views import Augment
 from mdcs.errors import UserError
-from mdcs.types import Batch
+from mdcs.types import Batch, Part
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 PICTURES_N3HW = torch.randint(0, 256, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
@@ -113,6 +113,46 @@ def test_flattened_views_are_channels_last_without_a_copy() -> None:
     assert got.shape == (2, 6, 3, 32, 32) and flat.data_ptr() == got.data_ptr()
     assert flat.is_contiguous(memory_format=torch.channels_last)
     assert cifar().plain(PICTURES_N3HW).is_contiguous(memory_format=torch.channels_last)
+
+
+def parts_of(index: Tensor, rows: int) -> list[Batch]:
+    whole = batch_of(index)
+    return [batch_of(own)._replace(part=Part(whole, number)) for number, own in enumerate(index.split(rows))]
+
+
+@pytest.mark.parametrize("make", [(CifarWeak, CifarStrong), (DigitsWeak, DigitsStrong)], ids=["cifar", "digits"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_made_at_once_are_those_made_one_by_one(make: tuple[type, type], dtype: torch.dtype) -> None:
+    index = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:36]
+    one_by_one, at_once = (Augment(make[0](), make[1](), MEAN, STD, num_pictures=40) for _ in range(2))
+    for part in parts_of(index, 9):
+        one = one_by_one(part._replace(part=None), ("weak", "strong"), 10, 1, dtype)
+        other = at_once(part, ("weak", "strong"), 10, 1, dtype)
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+        assert one.images.stride() == other.images.stride() and other.images.flatten(0, 1).data_ptr() == other.images.data_ptr()
+        assert other.index is part.index and other.meta is part.meta
+
+
+def test_they_are_made_once() -> None:
+    """Unless something else is asked for; what is changed in place does not change what is kept."""
+    augment, made = cifar(), []
+    augment.policies["weak"].register_forward_hook(lambda policy, given, got: made.append(len(got)))
+    first, second = parts_of(torch.arange(40), 20)
+    before = augment(first, ("weak",), 10, 1)
+    augment(second, ("weak",), 10, 1)
+    assert torch.equal(augment(first, ("weak",), 10, 1).images, before.images) and made == [40]
+    assert not torch.equal(augment(first, ("weak",), 10, 2).images, before.images) and made == [40, 40]
+    assert augment(second, ("weak",), 11, 2).targets.shape == (20, 11) and made == [40, 40, 40]
+    augment(parts_of(torch.arange(40), 20)[0], ("weak",), 11, 2)
+    assert made == [40] * 4
+
+
+def test_mixing_leaves_what_is_kept_as_it_is() -> None:
+    augment = Augment(CifarWeak(), CifarStrong(), MEAN, STD, num_pictures=40, mixup=0.4)
+    part = parts_of(torch.arange(40), 20)[1]
+    twice = [augment.mixing(augment(part, ("weak", "strong"), 10, 1), 1, 0) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*twice, strict=True))
+    assert twice[0].images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_targets_index_and_meta() -> None:

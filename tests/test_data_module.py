@@ -13,7 +13,7 @@ from mdcs.data.arrays import Digits
 from mdcs.data.crops import Crop
 from mdcs.data.decode import BadPicture
 from mdcs.data.files import Files
-from mdcs.data.module import LongTailData, PictureBatches, require_even_share, resident
+from mdcs.data.module import LongTailData, PictureBatches, batches_at_once, require_even_share, resident
 from mdcs.data.order import EpochOrder, Request
 from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
@@ -226,6 +226,39 @@ def test_views_do_not_depend_on_workers(splits: Splits) -> None:
         for one, other in zip(batches, others, strict=True):
             assert one.images.shape == (2, len(one.labels), 3, 24, 24) and one.images.dtype == torch.uint8
             assert_same(one, other)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "square_root", "repeats": 2}], ids=str)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_batches_loaded_at_once_are_those_loaded_one_by_one(
+    splits: Splits, settings: dict[str, Any], world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the last batch, which is smaller, so that it is no part of others."""
+    meta = torch.arange(2.0 * len(splits.train.labels)).view(-1, 2)
+    splits = splits._replace(train=splits.train._replace(meta=meta))
+    for rank in range(world_size):
+        found = []
+        for at_once in (1, 3):
+            monkeypatch.setattr("mdcs.data.module.batches_at_once", lambda pictures, rows, device, number=at_once: number)
+            found.append(epochs(LongTailData(splits, 36, seed=3, num_views=2, **settings), rank, world_size))
+        for batches, others in zip(*found, strict=True):
+            assert [len(batch.index) for batch in batches] == [36 // world_size] * (len(batches) - 1) + [len(batches[-1].index)]
+            for number, (one, other) in enumerate(zip(batches, others, strict=True)):
+                assert one.part is None and other.part is not None
+                assert other.part.number == (0 if other is others[-1] else number % 3)
+                assert_same(one, other._replace(part=None))
+            assert others[0].part.whole is others[2].part.whole is not others[3].part.whole
+            assert torch.equal(others[0].part.whole.index, torch.cat([batch.index for batch in batches[:3]]))
+
+
+def test_as_many_batches_at_once_as_suit_the_device(splits: Splits) -> None:
+    here, pictures = torch.device("cpu"), splits.train._replace(images=torch.empty(1, 3, 32, 32, dtype=torch.uint8))
+    assert [batches_at_once(pictures, rows, here) for rows in (1, 64, 256, 257, 10_000)] == [512, 8, 2, 1, 1]
+    there = torch.device("meta")
+    assert batches_at_once(pictures._replace(images=pictures.images.to(there)), 64, there) == 32
+    assert batches_at_once(pictures, 64, there) == 1  # they go there batch by batch
+    assert batches_at_once(decoded_splits(splits, Picture()).train, 64, here) == 1
+    assert LongTailData(splits, 32, num_workers=1).train_dataloader().at_once == 1  # type: ignore[attr-defined]
 
 
 def test_what_workers_are_sent_survives_pickling(splits: Splits) -> None:

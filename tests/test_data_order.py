@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdcs.data.order import POWERS, EpochOrder, Resampling, take_turns
+from mdcs.data.order import POWERS, EpochOrder, Request, Resampling, joined, take_turns
 from mdcs.errors import UserError
 
 COUNTS = torch.tensor([400, 90, 0, 9, 1])
@@ -93,6 +93,18 @@ def test_a_class_of_one_picture_fills_its_rows_with_it() -> None:
     labels: Tensor = torch.tensor([0] * 9 + [1])
     order = Resampling(labels, "class_balanced", seed=2)(0)
     assert 2 <= (order == 9).sum() <= 8
+
+
+def test_requests_are_joined_while_they_are_equally_large() -> None:
+    requests = list(EpochOrder(23, 5, seed=1, resampling=Resampling(LABELS[:23], repeats=2)))
+    whole = list(joined(requests, 3))
+    assert [(len(request.index), many) for request, many in whole] == [(15, 3), (5, 1), (3, 1)]
+    for column in (0, 1):
+        assert list(itertools.chain(*(request[column] for request, _ in whole))) == list(
+            itertools.chain(*(one[column] for one in requests))
+        )
+    assert list(joined(requests, 1)) == [(request, 1) for request in requests] and list(joined([], 3)) == []
+    assert next(joined([Request([0], [0], 7)] * 2, 5)) == (Request([0, 0], [0, 0], 7), 2)
 
 
 def test_mistakes() -> None:

@@ -10,7 +10,9 @@ import mdcs
 from mdcs.build import Run, build
 from mdcs.config import compose, plain
 from mdcs.errors import UserError
+from mdcs.training.checkpoint import RunFolder
 from mdcs.training.module import seed_generators, use_fused_step
+from mdcs.training.trainer import make_trainer
 
 
 def built(*words: str) -> Run:
@@ -56,6 +58,35 @@ def test_another_way_that_was_chosen_is_kept() -> None:
 def test_an_unknown_compile_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"^model\.compile=fast: expected null, default, reduce-overhead or max-autotune$"):
         built("model.compile=fast")
+
+
+def trained(folder: Path, words: list[str]) -> dict[str, torch.Tensor]:
+    run = built("trainer.max_epochs=2", "trainer.enable_progress_bar=false", "model.num_experts=2", "model.width=[2,2,2]", *words)
+    trainer = make_trainer(run.config, RunFolder(folder, 2, {}), False)
+    trainer.fit(run.module, datamodule=run.data())
+    assert trainer.global_step > 3
+    return run.net.state_dict()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.repeats=3"],
+        ["data.batch_size=60", "trainer.accumulate_grad_batches=2"],
+        ["trainer.limit_train_batches=4", "trainer.precision=bf16-true"],
+        ["augment.mixup=0.4", "augment.cutmix=1", "augment.label_smoothing=0.1", "loss.confident_only=false", "optim=sgd_sam"],
+    ],
+    ids=str,
+)
+def test_views_made_for_several_steps_at_once_give_the_same_weights(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """305 pictures: the last batch is smaller. By default all of an epoch's other steps are made at once."""
+    expected = trained(tmp_path / "all", words)
+    for at_once in (1, 3):
+        monkeypatch.setattr("mdcs.data.module.batches_at_once", lambda pictures, rows, device, number=at_once: number)
+        got = trained(tmp_path / str(at_once), words)
+        assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
 @pytest.mark.slow

@@ -22,6 +22,19 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the split; hides tuple.index, which nobody calls
     meta: Tensor | None = None  # (B, M) float32, NaN = not known
     draw: Tensor | None = None  # (B,) int64, row of the epoch's random numbers; None = index. Differs where a picture comes twice an epoch
+    part: "Part | None" = None  # the batches that it was loaded with
+
+
+class Part:
+    """Which of several batches of the same size, loaded at once, a batch is; their views can be made at once, too.
+
+    `whole` has the pictures of all of them, one after the other, and this is the batch `number` = 0, 1, ... of them. Not a tuple: Lightning
+    rebuilds tuples when it moves tensors, and `whole` must stay the same object for all of its parts.
+    """
+
+    def __init__(self, whole: Batch, number: int) -> None:
+        self.whole = whole
+        self.number = number
 
 
 class Views(NamedTuple):

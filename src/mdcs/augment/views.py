@@ -28,7 +28,9 @@ class Augment(nn.Module):
     """Batch -> Views: each view is its policy on the stored pictures, then mean pooling, /255, (x − mean)/std.
 
     A picture's random numbers are its row of one table per (seed, epoch, position of the view, name of the view), so they depend on
-    neither the rest of the batch, nor its order, nor the rank, nor the number of workers.
+    neither the rest of the batch, nor its order, nor the rank, nor the number of workers. So the views of batches that were loaded at once
+    are made at once, when the first of them comes, and kept for the others: every operation costs the start of a kernel, be its pictures
+    few or many.
 
     `mean`, `std`: of the three channels, pixels in [0, 1]. `num_pictures`: of the split that `batch.index` points into. `downscale`:
     side of the squares of pixels averaged into one, after the policy. The rest are the settings of `mixing`, which acts on the views of a
@@ -68,6 +70,7 @@ class Augment(nn.Module):
         self._statistics: dict[torch.device, Tensor] = {}
         self._epoch: int | None = None
         self._tables: dict[tuple[str, int, torch.device], Tensor] = {}  # of the current epoch only
+        self._ahead: tuple[Batch, tuple[object, ...], tuple[Tensor, Tensor]] | None = None  # made of which pictures, with which arguments
 
     def check(self, views: tuple[str, ...]) -> None:
         """Raise if a loss asks for a view that there is no policy for."""
@@ -87,18 +90,36 @@ class Augment(nn.Module):
     ) -> Views:
         """`views` names the policy of each view, in order. images (V, B, 3, h, w) `dtype`, whose flattening to (V·B, 3, h, w) is a
         channels_last view of the same memory; targets (B, C) float32 one-hot; index and meta as given."""
+        how = (views, num_classes, epoch, dtype)
+        if (part := batch.part) is None:
+            images_SVB3HW, targets_SBC = self._made(batch, 1, *how)
+            return Views(images_SVB3HW[0], targets_SBC[0], batch.index, batch.meta)
+        if self._ahead is None or self._ahead[0] is not part.whole or self._ahead[1] != how:
+            self._ahead = None  # so that its memory can be used again
+            self._ahead = part.whole, how, self._made(part.whole, len(part.whole.index) // len(batch.index), *how)
+        images_SVB3HW, targets_SBC = self._ahead[2]
+        images_VB3HW = images_SVB3HW[part.number]
+        if self.mixing.mixes:  # in place, and SAM asks for the same views twice
+            images_VB3HW = images_VB3HW.clone()
+        return Views(images_VB3HW, targets_SBC[part.number], batch.index, batch.meta)
+
+    def _made(
+        self, batch: Batch, steps: int, views: tuple[str, ...], num_classes: int, epoch: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """(S, V, B, 3, h, w) and (S, B, C): images and targets of `forward`, of `steps` batches that are one after the other in `batch`."""
         stored_VB3HW = batch.images
         assert len(stored_VB3HW) in (1, len(views)), f"{len(stored_VB3HW)} stored pictures for {len(views)} views"
-        rows, (height, width) = stored_VB3HW.shape[1], (side // self.downscale for side in stored_VB3HW.shape[3:])
-        images_N3HW = self._empty(len(views) * rows, height, width, dtype, stored_VB3HW.device)
+        count, (height, width) = stored_VB3HW.shape[1], (side // self.downscale for side in stored_VB3HW.shape[3:])
+        images_N3HW = self._empty(len(views) * count, height, width, dtype, stored_VB3HW.device)
+        images_SVB3HW = images_N3HW.unflatten(0, (steps, len(views), count // steps))
         for v, name in enumerate(views):
             stored_B3HW = stored_VB3HW[v if len(stored_VB3HW) > 1 else 0]
             uniform_BR = self._table(name, v, epoch, stored_B3HW.device)[batch.index if batch.draw is None else batch.draw]
             augmented_B3HW = self.policies[name](stored_B3HW, uniform_BR)
-            images_N3HW[v * rows : (v + 1) * rows].copy_(self._normalise(augmented_B3HW))
+            images_SVB3HW[:, v].copy_(self._normalise(augmented_B3HW).unflatten(0, (steps, count // steps)))
         # F.one_hot would read the largest label back first
         targets_BC = (batch.labels[:, None] == torch.arange(num_classes, device=batch.labels.device)).float()
-        return Views(images_N3HW.unflatten(0, (len(views), rows)), targets_BC, batch.index, batch.meta)
+        return images_SVB3HW, targets_BC.unflatten(0, (steps, count // steps))
 
     @torch.no_grad()
     @float32_by_default()

@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mdcs.data.files import Files
-from mdcs.data.order import EpochOrder, Request, Resampling
+from mdcs.data.order import EpochOrder, Request, Resampling, joined
 from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
-from mdcs.types import Batch
+from mdcs.types import Batch, Part
 
 SHARE_OF_DEVICE = 0.25  # of the free memory of a GPU, for the training pictures
 MOST_PIXELS = 128 * 224 * 224  # of a batch in evaluation: bounds the memory that its activations take
+# Of the batches that are loaded at once, so that their views are made at once: 512 and 2,048 pictures of 32 x 32. On a CPU more would not
+# stay in its cache. An accelerator is busy with so many, and starts no more kernels for them than for one batch.
+PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_ACCELERATORS = 2**19, 2**21
 
 
 class PictureBatches(Dataset[Batch]):
@@ -53,17 +56,32 @@ class PictureBatches(Dataset[Batch]):
 
 
 class Batches(DataLoader[Batch]):
-    """Loads what `order` asks for, in the main process or in workers that live as long as the loader."""
+    """Loads what `order` asks for, in the main process or in workers that live as long as the loader.
 
-    def __init__(self, batches: PictureBatches, order: EpochOrder, num_workers: int) -> None:
+    `at_once`: so many batches are one gather, of which each batch is a `Part`; for pictures in memory, without workers.
+    """
+
+    def __init__(self, batches: PictureBatches, order: EpochOrder, num_workers: int, at_once: int = 1) -> None:
         # batch_size=None: the order yields whole batches, so torch must not batch again
         pin = torch.cuda.is_available() and batches.pictures.labels.device.type == "cpu"
         super().__init__(
             batches, batch_size=None, sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin
         )
+        self.at_once = at_once
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if self.at_once > 1:
+            return self._parts()
         return map(_raised, super().__iter__())  # workers begin now, not with the first batch that is taken
+
+    def _parts(self) -> Iterator[Batch]:
+        for request, steps in joined(self.sampler, self.at_once):
+            whole = self.dataset[request]
+            rows = len(request.index) // steps
+            for number in range(steps):
+                own = slice(number * rows, (number + 1) * rows)
+                meta, draw = (None if column is None else column[own] for column in (whole.meta, whole.draw))
+                yield Batch(whole.images[:, own], whole.labels[own], whole.index[own], meta, draw, Part(whole, number))
 
 
 def _raised(batch: Batch | UserError) -> Batch:
@@ -78,6 +96,15 @@ def resident(pictures: Pictures, device: torch.device, free_bytes: int) -> Pictu
     if not isinstance(images, Tensor) or images.nbytes > SHARE_OF_DEVICE * free_bytes:
         return pictures
     return pictures._replace(images=images.to(device), labels=pictures.labels.to(device), meta=None if meta is None else meta.to(device))
+
+
+def batches_at_once(pictures: Pictures, rows: int, device: torch.device) -> int:
+    """How many batches of `rows` pictures to load and to augment at once on `device`; 1 unless the pictures are there already."""
+    images = pictures.images
+    if not isinstance(images, Tensor) or images.device != device:
+        return 1
+    pixels = PIXELS_AT_ONCE if device.type == "cpu" else PIXELS_AT_ONCE_ON_ACCELERATORS
+    return max(1, pixels // (rows * images.shape[2] * images.shape[3]))
 
 
 def require_even_share(batch_size: int, num_devices: int, micro_batches: int = 1) -> None:
@@ -103,6 +130,7 @@ class LongTailData(pl.LightningDataModule):
     share here, so the Trainer must be built with `use_distributed_sampler=False`.
 
     Training pictures that are in memory go to a GPU once, as uint8, if they fit well; batches are then gathered there, without workers.
+    Where no workers do it, several batches of them are gathered at once: see `batches_at_once`.
     """
 
     def __init__(
@@ -145,13 +173,15 @@ class LongTailData(pl.LightningDataModule):
         micro = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         require_even_share(self.batch_size, world_size, micro)
         train, num_workers = self.splits.train, self.num_workers
-        if self.trainer is not None and (device := self.trainer.strategy.root_device).type == "cuda":
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device.type == "cuda":
             train = resident(train, device, torch.cuda.mem_get_info(device)[0])
             num_workers = num_workers if train is self.splits.train else 0
         order = EpochOrder(len(train.labels), self.batch_size // micro, self.seed, rank, world_size, resampling=self.resampling)
         if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        return Batches(PictureBatches(train, self.seed, self.num_views), order, num_workers)
+        at_once = 1 if num_workers else batches_at_once(train, order.batch_size // world_size, device)
+        return Batches(PictureBatches(train, self.seed, self.num_views), order, num_workers, at_once)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """This rank's share of the validation split, or an empty list.

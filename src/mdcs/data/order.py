@@ -1,6 +1,7 @@
 """Which pictures an epoch shows, in which order, and how ranks share them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,23 @@ class Request(NamedTuple):
     index: list[int]  # type: ignore[assignment]  # positions in the split; hides tuple.index, which nobody calls
     draw: list[int]  # rows of the epoch's random numbers
     epoch: int
+
+
+def joined(requests: Iterable[Request], most: int) -> Iterator[tuple[Request, int]]:
+    """Consecutive requests for equally many pictures joined into one, at most `most` of them, and how many they are."""
+    waiting: list[Request] = []
+    for request in requests:
+        if waiting and (len(waiting) == most or len(request.index) != len(waiting[0].index)):
+            yield _one(waiting), len(waiting)
+            waiting = []
+        waiting.append(request)
+    if waiting:
+        yield _one(waiting), len(waiting)
+
+
+def _one(requests: list[Request]) -> Request:
+    index, draw = ([*chain.from_iterable(column)] for column in zip(*((one.index, one.draw) for one in requests), strict=True))
+    return Request(index, draw, requests[0].epoch)
 
 
 class Resampling:
