@@ -31,7 +31,8 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["step", "loss", "growth", "launches", "loop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "startup"))]
+    "name",
+    ["step", "loss", "growth", "launches", "loop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "startup", "gpu"))],
 )
 def test_it_runs(benchmark, name: str, capsys: pytest.CaptureFixture) -> None:
     text = benchmark(name).main(["--quick"])
@@ -87,3 +88,38 @@ def test_ratios_are_medians_over_rounds(benchmark) -> None:
     assert timing.ratio("plain", "fast", 1) == 2.0
     assert timing.median("plain") == 8.0
     assert "| fast | 2e+03 | 3.00 | 1e+03 | 2.00 |" in timing.table("plain")
+
+
+def test_the_plain_layout_of_a_gpu_way_is_plain(benchmark) -> None:
+    """Weights, and what the first convolution reads; with the switch both are channels_last, as `mdcs train` has them."""
+    gpu, ways = benchmark("gpu"), benchmark("gpu_ways")
+    case = gpu.QUICK["cifar"]
+    splits = ways.random_splits(case)
+    assert splits.train.images.shape == (100, 3, 8, 8) and splits.classes.counts.tolist() == [1] * 100
+    for way in (ways.Way(), ways.Way(channels_last=True)):
+        net = ways.prepared(case, way, splits, 4).net
+        seen: list[torch.Tensor] = [net.backbone.layer1[0].conv1.weight]
+        net.backbone.conv1.register_forward_hook(lambda module, given, out, seen=seen: seen.append(given[0]))
+        net(torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        assert len(seen) == 2 and all(tensor.is_contiguous(memory_format=layout) for tensor in seen)
+
+
+def test_gpu_ways_that_fail_leave_the_others_alone(benchmark, capsys: pytest.CaptureFixture) -> None:
+    gpu, turns = benchmark("gpu"), []
+
+    def full() -> float:
+        turns.append("full")
+        raise torch.OutOfMemoryError("no memory left")
+
+    found = gpu.take_turns({"good": lambda: lambda: 0.5, "full": lambda: full, "wrong": lambda: 1 / 0}, rounds=2, warm_up=True)
+    assert found.seconds["good"] == [0.5, 0.5] and turns == ["full"]
+    assert found.failed == {"full": "does not fit", "wrong": "failed: ZeroDivisionError"}
+    assert "division by zero" in capsys.readouterr().err
+
+
+def test_gpu_results_are_kept_section_by_section(benchmark) -> None:
+    gpu = benchmark("gpu")
+    text = gpu.with_section(gpu.with_section(gpu.FIRST, "## a\n\n1\n"), "## b\n\n2\n")
+    again = gpu.with_section(text, "## a\n\n3\n")
+    assert again == f"{gpu.FIRST}\n## a\n\n3\n\n## b\n\n2\n"
