@@ -19,7 +19,7 @@ from mdcs.build import Run
 from mdcs.data.crops import Crop
 from mdcs.errors import UserError
 from mdcs.evaluation.combine import combine
-from mdcs.predict import predict
+from mdcs.predict import not_among, predict
 
 NUM_PICTURES = 23
 NAMES = ["0", 'a "b"', "c, d", "e\nf", "käfer", "图片", "g\rh", "7", "8", ""]
@@ -75,7 +75,9 @@ def check(rows: list[dict[str, str]], logits_NKC: Tensor, top_k: int = 5) -> Non
     assert len(rows) == len(logits_NKC)
 
 
-def test_the_table_says_what_the_run_predicts(run: Run, folder: Path, photos: Path, images: Tensor, tmp_path: Path) -> None:
+def test_the_table_says_what_the_run_predicts(
+    run: Run, folder: Path, photos: Path, images: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.csv"
     summary = predict(str(folder), str(photos), str(out), batch_size=4)
     rows = read(out)
@@ -84,7 +86,15 @@ def test_the_table_says_what_the_run_predicts(run: Run, folder: Path, photos: Pa
     assert [row["file"] for row in rows] == [f"{place // 5}/{place:03}.png" for place in range(NUM_PICTURES)]
     check(rows, run.predict(images))
     assert (summary.pictures, summary.unreadable) == (NUM_PICTURES, 0)
+    assert "4 of 5 folders are called as no class of the run (1, 2, 3, 4)" in capsys.readouterr().out
     assert summary.answers[rows[0]["class_1"]] == [row["class_1"] for row in rows].count(rows[0]["class_1"])
+
+
+def test_class_folders_that_the_run_does_not_know_are_named() -> None:
+    assert not_among(["ant", "bee"], ["ant/1.png", "bee/1.png", "top.png"]) == []
+    assert not_among(["ant", "bee"], ["monday/1.png", "tuesday/2.png"]) == []  # folders that are no classes
+    (line,) = not_among(["ant", "bee"], ["x/ant/1.png", "x/fly/1.png", "x/bee/1.png"])
+    assert line == "1 of 3 folders are called as no class of the run (fly): it answers with the classes it knows"
 
 
 def test_workers_change_nothing(folder: Path, photos: Path, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from mdcs.build import Run, load
 from mdcs.data.crops import Crop
 from mdcs.data.decode import Decoded
 from mdcs.data.files import Files
+from mdcs.data.inputs import pictures_of
 from mdcs.data.module import Batches, PictureBatches
 from mdcs.data.order import EpochOrder
 from mdcs.data.paths import Paths
 from mdcs.data.squares import evaluation_crop
-from mdcs.data.store import Store, pictures_of
+from mdcs.data.store import Store
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import merge_shards, open_shard, put_in_place, shards, stored
 from mdcs.instantiate import instantiate
@@ -187,6 +188,7 @@ def predict(
         raise UserError(f"input={input}: there are no pictures in it" + (f", only files such as {skipped[0]}" if skipped else ""))
     files = Paths(listed)
     left_out = [f"{len(skipped)} files that are no pictures were left out, the first being {skipped[0]}"] if skipped else []
+    left_out += not_among(names, listed)
     del listed, skipped  # up to a million objects
     if num_workers is None:
         num_workers = min(MOST_WORKERS, os.cpu_count() or 1) if len(files) > FEW_PICTURES else 0
@@ -206,6 +208,16 @@ def predict(
     lines = [*summary.lines(time.perf_counter() - started), *left_out, f"table: {output}"]
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     return summary
+
+
+def not_among(names: Sequence[str], files: Sequence[str]) -> list[str]:
+    """A sentence on class folders that the run does not know: folders beside others that are called as its classes."""
+    folders = {os.path.basename(os.path.dirname(file)) for file in files} - {""}
+    unknown = sorted(folders.difference(names))
+    if not unknown or len(unknown) == len(folders):
+        return []
+    some = ", ".join(unknown[:NAMED]) + (" ..." if len(unknown) > NAMED else "")
+    return [f"{len(unknown)} of {len(folders)} folders are called as no class of the run ({some}): it answers with the classes it knows"]
 
 
 def trained_run(folder: str, checkpoint: str | None) -> Run:

@@ -19,12 +19,10 @@ from typing import Any
 import numpy as np
 
 from mdcs.data.paths import Paths
-from mdcs.data.text import PATH_COLUMNS, read_text, rows_of
 from mdcs.errors import UserError
 
 # HEIC and AVIF are among them to be refused by name rather than taken for other files
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif")
-LIST_SUFFIXES = {".csv", ".tsv", ".txt", ".lst"}
 HIDDEN = re.compile(r"(^|/)(\.|(__macosx|thumbs\.db|desktop\.ini)(/|$))", re.IGNORECASE)  # by a leading dot, or left by file managers
 PLAIN_NAME = re.compile(r"[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*")  # most are, and normalising takes longer than all else
 STORED, DEFLATED, OTHER = 0, 8, -1  # how a member lies in an archive; the first two are the numbers of the zip format
@@ -172,23 +170,9 @@ def open_store(root: Path) -> Store:
     except BROKEN_ARCHIVE as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{root} cannot be read as a {kind} of pictures ({' '.join(str(error).split())})") from error
-
-
-def pictures_of(path: Path) -> tuple[Store, list[str], list[str]]:
-    """What to predict: the store, the names of all pictures in it at any depth, and the names of files left out as no pictures.
-
-    `path` is a folder, a zip, a tar, one picture, or a list (.txt: one path a line; .csv: the column path or file, else the first). The
-    paths of a list are absolute or relative to its folder, and are not looked at here.
-    """
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix in LIST_SUFFIXES:
-        return Directory(path.parent), _listed_paths(path), []
-    if path.is_file() and suffix in SUFFIXES:
-        return Directory(path.parent), [path.name], []
-    store = open_store(path)
-    names = store.names()
-    return store, [name for name in names if is_picture(name)], [name for name in names if not is_picture(name)]
+        reason = f"{root} cannot be read as a {kind} of pictures ({' '.join(str(error).split())})"
+        cut = "; it looks cut short, as by a copy or download that was interrupted: fetch it again" if _is_cut(root, error) else ""
+        raise UserError(reason + cut) from error
 
 
 def is_picture(name: str) -> bool:
@@ -201,18 +185,12 @@ def is_hidden(name: str) -> bool:
     return HIDDEN.search(name) is not None
 
 
-def _listed_paths(path: Path) -> list[str]:
-    text = read_text(path)
-    if path.suffix.lower() in {".txt", ".lst"}:
-        paths = [line.strip() for line in text.split("\n")]  # splitlines would cut names at rarer separators, too
-    else:
-        rows = rows_of(text, PATH_COLUMNS)
-        header = [cell.lower() for cell in rows[0]] if rows else []
-        column = next((header.index(name) for name in PATH_COLUMNS if name in header), 0)
-        paths = [row[column] for row in rows[1 if header and not is_picture(header[column]) else 0 :] if len(row) > column]
-    if not any(paths):
-        raise UserError(f"{path} lists no pictures: expected one path a line, or a column named path")
-    return [name for name in paths if name]
+def _is_cut(root: Path, error: Exception) -> bool:
+    """Whether the archive that `error` is about has the beginning of one and no end."""
+    if root.is_file() and zipfile.BadZipFile is type(error):  # the index of a zip is its end
+        with root.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    return isinstance(error, EOFError) or "end of data" in str(error)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -276,6 +254,9 @@ def _open_tar(root: Path) -> Archive:
             elif member.isreg():
                 method = STORED if member.sparse is None else OTHER
                 members[name] = (member.offset_data, member.size, member.size, method, -1)
+        size = root.stat().st_size if unpacked is None else len(unpacked)
+        if 0 < size - archive.offset < tarfile.BLOCKSIZE:  # in a header, which tarfile takes for the end
+            raise EOFError("unexpected end of data")
     for name, target in links.items():
         if target in members:
             members[name] = members[target]
