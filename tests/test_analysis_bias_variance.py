@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from mdcs.analysis import bias_variance
-from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows
+from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows, over_runs, without_each
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions
 from mdcs.types import Classes
@@ -136,3 +137,27 @@ def test_intervals_cover() -> None:
     # paired differences have narrower intervals than what they are differences of
     paired = group_rows(values - (values + 0.01 * random.rand(100, 1)), labels, CLASSES)["all"][0]
     assert paired[2] - paired[1] < 0.2 * np.diff(group_rows(values, labels, CLASSES)["all"][0, 1:])[0]
+
+
+def test_without_each_run_is_the_decomposition_of_the_others() -> None:
+    runs = example(num_runs=5)
+    values = without_each(runs, CLASSES)
+    assert values.shape == (5, 80, len(STATISTICS))
+    for m in range(5):
+        others = decompose([run for other, run in enumerate(runs) if other != m], CLASSES)["ensemble"]
+        assert np.allclose(values[m], others, rtol=1e-9, atol=1e-12)
+
+
+def test_over_runs_is_the_jackknife() -> None:
+    runs = example(num_runs=5)
+    labels = runs[0].labels
+    halves = over_runs(without_each(runs, CLASSES), labels, CLASSES)
+    # The error is a mean over runs, for which the jackknife is the t interval of the runs' own errors.
+    own = np.array([(run.logits.mean(1).argmax(-1) != labels).mean() for run in runs])
+    low, high = stats.t.interval(0.95, 4, own.mean(), own.std(ddof=1) / math.sqrt(5))
+    assert halves["all"][STATISTICS.index("error")] == pytest.approx((high - low) / 2)
+    recall = np.array([[(run.logits.mean(1).argmax(-1) != labels)[labels == c].mean() for c in (3, 4)] for run in runs]).mean(1)
+    assert halves["few"][0] == pytest.approx(stats.t.ppf(0.975, 4) * recall.std(ddof=1) / math.sqrt(5))
+    kept = np.flatnonzero(labels < 3)
+    fewer = [Predictions(run.logits[kept], labels[kept], np.arange(len(kept)), [run.paths[n] for n in kept]) for run in runs]
+    assert over_runs(without_each(fewer, CLASSES), labels[kept], CLASSES)["few"] is None

@@ -38,9 +38,9 @@ def test_variance_groups_runs_by_method(tmp_path: Path, capsys: pytest.CaptureFi
         runs.append(make_run(tmp_path / f"plain-{seed}", seed=seed, loss=CONFIG["loss"] | {"alpha": 0.0}, data=data))
     rows = analyse([str(run) for run in runs], kind="variance", output=str(tmp_path / "table.csv"), figure=str(tmp_path / "it.svg"))
     assert "variance in %" in (tmp_path / "it.svg").read_text()
-    assert [(row["method"], row["runs"], row["varied"]) for row in rows[::16]] == [
-        ("MDCS, K = 3, loss.alpha=0.6", 3, "seed"),
-        ("MDCS, K = 3, loss.alpha=0.0", 2, "seed and data.subset_seed"),
+    assert [(row["method"], row["runs"], row["varied"]) for row in rows[:32:16]] == [
+        ("mdcs", 3, "seed"),
+        ("mdcs, loss.alpha=0.0", 2, "seed and data.subset_seed"),
     ]
     predictions = [Predictions.read(run / "predictions" / "test") for run in runs[:3]]
     values = decompose(predictions, classes_from_json(runs[0] / "classes.json"))
@@ -50,9 +50,48 @@ def test_variance_groups_runs_by_method(tmp_path: Path, capsys: pytest.CaptureFi
     assert few["error"][0] == pytest.approx(mean_error) and few["error"][1] < mean_error < few["error"][2]
     with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
-    assert len(written) == len(rows) == 32
+    assert len(written) == len(rows) == 32 + 4
     assert float(written[0]["variance_upper"]) == rows[0]["variance"][2] and written[3]["of"] == "ensemble" and written[3]["group"] == "few"
-    assert "3 runs, seed drawn anew" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "mdcs: K = 3, M = 3 runs, seed drawn anew" in told and "the same in all runs" in told and "± " not in told
+    assert rows[32]["method"] == "mdcs, loss.alpha=0.0 − mdcs" and rows[32]["against"] == "mdcs"
+    assert rows[32]["error"][0] == pytest.approx(rows[16]["error"][0] - rows[0]["error"][0])
+    assert rows[32]["over_runs"] is None, "two runs cannot be left out, and their seeds are others"
+
+
+def test_differences_are_paired_by_picture_and_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def runs(name: str, seeds: list[int], **config: object) -> list[Path]:
+        return [make_run(tmp_path / f"{name}-{seed}", seed=seed, **config) for seed in seeds]
+
+    plain, other = runs("plain", [0, 1, 2]), runs("other", [2, 0, 1], loss=CONFIG["loss"] | {"alpha": 0.0})
+    rows = analyse([str(run) for run in plain + other], kind="variance", output=str(tmp_path / "it.csv"))
+    difference = rows[-4]
+    # `make_run` draws the same predictions for the same seed, so the two methods are one.
+    assert difference["error"] == [0, 0, 0] and difference["over_runs"]["disagreement"] == 0
+    assert rows[0]["over_runs"]["disagreement"] > 0 and rows[4]["of"] == "expert 1" and rows[4]["over_runs"] is None
+    told = capsys.readouterr().out
+    assert "mdcs, loss.alpha=0.0 − mdcs" in told and "+0.0 [+0.0, +0.0] ± 0.0" in told
+    with open(tmp_path / "it.csv", newline="", encoding="utf-8") as file:
+        assert float(next(csv.DictReader(file))["kl_variance_over_runs"]) == pytest.approx(rows[0]["over_runs"]["kl_variance"])
+    unpaired = runs("third", [5, 6, 7], loss=CONFIG["loss"] | {"alpha": 0.1})
+    assert analyse([str(run) for run in plain + unpaired], kind="variance")[-4]["over_runs"] is None
+    assert "±" not in capsys.readouterr().out
+
+
+def test_methods_are_named_as_in_compare(tmp_path: Path) -> None:
+    prior = {"_target_": "mdcs.losses.prior.PriorAdjusted", "reduction": "sum", "views": ["weak"], "mask_empty": False}
+    runs = []
+    for name, value, num_experts in (("ce", 0.0, 1), ("balanced", 1.0, 3)):
+        for seed in range(2):
+            runs.append(make_run(tmp_path / f"{name}-{seed}", seed=seed, num_experts=num_experts, loss=prior | {"lambdas": value}))
+    rows = analyse([str(run) for run in runs], kind="variance")
+    assert list(dict.fromkeys(row["method"] for row in rows))[:2] == ["ce, model.num_experts=1", "balanced_softmax"]
+
+
+def test_a_single_expert_is_not_told_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(make_run(tmp_path / f"{seed}", seed=seed, num_experts=1)) for seed in range(2)]
+    assert {row["of"] for row in analyse(runs, kind="variance")} == {"ensemble", "expert 1"}
+    assert "expert 1" not in capsys.readouterr().out
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -4,19 +4,21 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows
+from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows, over_runs, without_each
 from mdcs.analysis.diversity import diversity_of, linear_cka
-from mdcs.analysis.methods import by_method, varied
+from mdcs.analysis.methods import by_method, seeds_of, varied
 from mdcs.config import read_yaml
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions, classes_from_json
 from mdcs.output import check_output, complete_or_absent
+from mdcs.report.contents import SPLITS
 from mdcs.report.plots import SUFFIXES, bias_variance_bars, save
 from mdcs.types import Classes
 
@@ -38,9 +40,10 @@ def analyse(
     `figure` (.png, .svg or .pdf; kind=variance) shows bias and variance of the ensembles.
 
     kind=diversity: how the experts of each run differ, by shot group (`DiversitySums.table`).
-    kind=variance: bias and variance over runs on subsets drawn anew (`decompose`). Runs that differ in seed and data.subset_seed only are
-    runs of one method; each method needs at least two, and all must have been tested on the same pictures. To make them:
-    `mdcs train -m 'data.subset_seed=range(20)'`, which on digits-LT and CIFAR-LT leaves the test pictures as they are.
+    kind=variance: bias and variance over runs on subsets drawn anew (`decompose`), and how the ensembles of the methods differ from those
+    of the first run's method. Runs that differ in seed and data.subset_seed only are runs of one method; each method needs at least two,
+    and all must have been tested on the same pictures. To make them: `mdcs train -m 'data.subset_seed=range(20)'`, which on digits-LT and
+    CIFAR-LT leaves the test pictures as they are.
     """
     if output is not None:
         check_output(Path(output), (".csv", ".json"), overwrite)
@@ -58,7 +61,7 @@ def analyse(
         Console().print(f"table: {output}", highlight=False, soft_wrap=True, markup=False)
     if figure is not None:
         with complete_or_absent(Path(figure)) as part:
-            save(bias_variance_bars(rows), part)
+            save(bias_variance_bars([row for row in rows if "against" not in row]), part)
         Console().print(f"figure: {figure}", highlight=False, soft_wrap=True, markup=False)
     return rows
 
@@ -139,6 +142,7 @@ def variance_rows(folders: Sequence[Path], split: str) -> Rows:
     configs = {folder: read_yaml(folder / "config.yaml") for folder in folders}
     classes = same_classes(folders)
     first, rows = stored_predictions(folders[0], split), Rows()
+    ensembles: dict[str, Ensemble] = {}
     for method, members in by_method(configs).items():
         if len(members) < 2:
             raise UserError(
@@ -151,14 +155,45 @@ def variance_rows(folders: Sequence[Path], split: str) -> Rows:
                 f"{members[0]} was tested on other pictures than {folders[0]} (test_set_sha256 differs): compare runs of one test set"
             )
         drawn = varied([configs[folder] for folder in members])
-        sizes = group_sizes(first, classes)
         known, own = {"method": method, "runs": len(members), "varied": drawn}, Rows()
-        for answerer, values in decompose(predictions, classes).items():
-            for group, table in group_rows(values, first.labels, classes).items():
-                numbers = {name: None if table is None else table[v].tolist() for v, name in enumerate(STATISTICS)}
-                own.append(known | {"of": answerer, "group": group, "n": sizes[group]} | numbers)
+        of_all = decompose(predictions, classes)
+        left_out = without_each(predictions, classes) if len(members) > 2 else None
+        seeds = tuple(seeds_of(configs[folder]) for folder in members)
+        ensembles[method] = Ensemble(of_all["ensemble"], left_out, seeds)
+        for answerer, values in of_all.items():
+            own += group_table(known | {"of": answerer}, values, left_out if answerer == "ensemble" else None, first, classes)
         show_variance(own, split)
         rows += own
+    differences = Rows()
+    for method, one in list(ensembles.items())[1:]:
+        reference, other = next(iter(ensembles.items()))
+        known = {"method": f"{method} − {reference}", "against": reference, "runs": len(one.seeds), "of": "ensemble"}
+        paired = one.left_out is not None and other.left_out is not None and one.seeds == other.seeds
+        left_out = one.left_out - other.left_out if paired else None  # type: ignore[operator]
+        differences += group_table(known, one.values - other.values, left_out, first, classes)
+        show_differences(differences[-len(GROUPS) :], split)
+    return rows + differences
+
+
+class Ensemble(NamedTuple):
+    """The ensembles of a method's M runs, picture by picture."""
+
+    values: NDArray[np.float64]  # (N, V) STATISTICS
+    left_out: NDArray[np.float64] | None  # (M, N, V) without each run
+    seeds: tuple[Any, ...]  # (M)
+
+
+def group_table(
+    known: dict[str, Any], values_NV: NDArray[np.float64], left_out_MNV: NDArray[np.float64] | None, first: Predictions, classes: Classes
+) -> Rows:
+    """A row a group: `known`, n, [mean, lower, upper] of each of the STATISTICS, and what other runs may change under "over_runs"."""
+    sizes, halves = group_sizes(first, classes), {} if left_out_MNV is None else over_runs(left_out_MNV, first.labels, classes)
+    rows: Rows = []
+    for group, table in group_rows(values_NV, first.labels, classes).items():
+        numbers = {name: None if table is None else table[v].tolist() for v, name in enumerate(STATISTICS)}
+        half = halves.get(group)
+        over = None if half is None else dict(zip(STATISTICS, half.tolist(), strict=True))
+        rows.append(known | {"group": group, "n": sizes[group]} | numbers | {"over_runs": over})
     return rows
 
 
@@ -176,31 +211,56 @@ def same_classes(folders: Sequence[Path]) -> Classes:
 
 def show_variance(rows: Rows, split: str) -> None:
     """One method's table on the screen: means, and the interval of the variances."""
-    head = rows[0]
-    table = Table(
-        title=f"{head['method']}: {head['runs']} runs, {head['varied']} drawn anew, {split} split",
-        caption="0-1 in %, KL in nats; [95 % bootstrap interval over pictures, given these runs]",
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
+    head, experts = rows[0], len({row["of"] for row in rows}) - 1
+    title = f"{head['method']}: K = {experts}, M = {head['runs']} runs, {head['varied']} drawn anew"
+    caption = (
+        f"n {SPLITS[split]} pictures, the same in all runs. Error, bias, variance, disagreement in %, the others in nats. bias: the answer "
+        "given most often is wrong; variance: runs that answer otherwise (too few for small M); disagreement: pairs of runs that differ. "
+        "[95 % bootstrap interval over pictures, given these runs]"
     )
-    for title in ("", "pictures", "n", "error", "bias", "variance", "disagreement", "NLL", "KL bias", "KL variance"):
-        table.add_column(title, justify="left" if title in ("", "pictures") else "right", no_wrap=True)
+    titles = ("", "pictures", "n", "error", "bias", "variance", "disagreement", "NLL", "KL bias", "KL variance")
+    # A single expert is the ensemble.
+    lines = [
+        [row["of"] if row["group"] == GROUPS[0] else "", row["group"], str(row["n"])]
+        + [in_words(row[name], name, with_interval=name in ("variance", "kl_variance")) for name in STATISTICS]
+        for row in rows
+        if experts > 1 or row["of"] == "ensemble"
+    ]
+    show_table(title, caption, titles, lines)
+
+
+def show_differences(rows: Rows, split: str) -> None:
+    """One method's ensembles against the first one's."""
+    shown = {"error": "error, points", "disagreement": "disagreement, points", "kl_variance": "KL variance, nats"}
+    caption = f"Ensembles, paired by {SPLITS[split]} picture. [95 % bootstrap interval over pictures, given these runs]"
+    if any(row["over_runs"] for row in rows):
+        caption += " ± half of the 95 % jackknife interval over runs, given these pictures"
+    lines = []
     for row in rows:
-        numbers = [
-            in_words(row[name], 1 if name.startswith(("nll", "kl")) else 100, name in ("variance", "kl_variance")) for name in STATISTICS
-        ]
-        table.add_row(row["of"] if row["group"] == GROUPS[0] else "", row["group"], str(row["n"]), *numbers)
-    Console(width=None if Console().is_terminal else 160).print(table)
+        half = row["over_runs"] or {}
+        numbers = [in_words(row[name], name, with_interval=True, half=half.get(name), signed=True) for name in shown]
+        lines.append([row["group"], str(row["n"]), *numbers])
+    show_table(rows[0]["method"], caption, ("pictures", "n", *shown.values()), lines)
 
 
-def in_words(value: Sequence[float] | None, scale: int, with_interval: bool) -> str:
-    """A mean, with its interval where asked."""
+def show_table(title: str, caption: str, titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """On the screen, or as wide as it needs to be in a file."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", title_style="bold")
+    for name in titles:
+        table.add_column(name, justify="left" if name in ("", "pictures") else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=None if Console().is_terminal else 180).print(table)
+
+
+def in_words(value: Sequence[float] | None, statistic: str, with_interval: bool, half: float | None = None, signed: bool = False) -> str:
+    """A mean in % or nats, with its interval where asked, and what other runs may change where that is known."""
     if value is None:
         return "n/a"
-    digits = 1 if scale == 100 else 3
-    mean, lower, upper = (f"{scale * number:.{digits}f}" for number in value)
-    return f"{mean} [{lower}, {upper}]" if with_interval else mean
+    scale, digits = (1, 3) if statistic.startswith(("nll", "kl")) else (100, 1)
+    mean, lower, upper = (f"{scale * number:{'+' if signed else ''}.{digits}f}" for number in value)
+    over = "" if half is None else f" ± {scale * half:.{digits}f}"
+    return f"{mean} [{lower}, {upper}]{over}" if with_interval else mean
 
 
 def write_table(path: Path, rows: Rows) -> None:
@@ -214,6 +274,8 @@ def write_table(path: Path, rows: Rows) -> None:
         for name, value in row.items():
             if name in STATISTICS:
                 cells |= dict(zip((name, f"{name}_lower", f"{name}_upper"), value or [None] * 3, strict=True))
+            elif name == "over_runs":
+                cells |= {f"{of}_over_runs": (value or {}).get(of) for of in STATISTICS}
             else:
                 cells[name] = json.dumps(value) if isinstance(value, list) else value
         flat.append(cells)

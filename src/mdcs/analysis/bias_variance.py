@@ -1,6 +1,6 @@
 """Does a method answer alike when its training pictures are drawn anew? Bias and variance over runs on independently drawn subsets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,43 +38,95 @@ def decompose(runs: Sequence[Predictions], classes: Classes) -> dict[str, NDArra
     the larger q. Refused: fewer than two runs, or runs that were tested on different pictures.
     """
     require_same_test(runs)
-    num_pictures, num_experts, num_classes = runs[0].logits.shape
+    num_pictures, num_experts, _ = runs[0].logits.shape
     names = ["ensemble", *(f"expert {k}" for k in range(1, num_experts + 1))]
     values = {name: np.empty((num_pictures, len(STATISTICS))) for name in names}
-    untrained_C = classes.counts == 0
+    for rows, logits_MNKC, labels_N in together(runs, classes):
+        for name, logits_MNC in zip(names, [combine(logits_MNKC), *logits_MNKC.unbind(2)], strict=True):
+            values[name][rows] = of_pictures(*summed(logits_MNC.double().log_softmax(-1)), len(runs), labels_N).numpy()
+    return values
+
+
+def without_each(runs: Sequence[Predictions], classes: Classes) -> NDArray[np.float64]:
+    """The ensemble's `decompose` without each of at least three runs: (M, N, 7)."""
+    require_same_test(runs)
+    values = np.empty((len(runs), len(runs[0].labels), len(STATISTICS)))
+    for rows, logits_MNKC, labels_N in together(runs, classes):
+        log_probs_MNC = combine(logits_MNKC).double().log_softmax(-1)
+        sum_NC, votes_NC = summed(log_probs_MNC)
+        for m, log_probs_NC in enumerate(log_probs_MNC):
+            own_sum_NC, own_votes_NC = summed(log_probs_NC[None])
+            values[m, rows] = of_pictures(sum_NC - own_sum_NC, votes_NC - own_votes_NC, len(runs) - 1, labels_N).numpy()
+    return values
+
+
+def together(runs: Sequence[Predictions], classes: Classes) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Positions, the logits (M, n, K, C) of all runs, and labels (n,), so many pictures at a time as fit."""
+    num_pictures, num_experts, num_classes = runs[0].logits.shape
     step = max(1, 4 * CHUNK // (len(runs) * num_experts * num_classes))
     for start in range(0, num_pictures, step):
         rows = slice(start, start + step)
         logits_MNKC = torch.from_numpy(np.stack([run.logits[rows] for run in runs])).float()
-        logits_MNKC[..., untrained_C] = UNTRAINED
-        labels_N = torch.from_numpy(runs[0].labels[rows])
-        for name, logits_MNC in zip(names, [combine(logits_MNKC), *logits_MNKC.unbind(2)], strict=True):
-            values[name][rows] = of_pictures(logits_MNC.double().log_softmax(-1), labels_N).numpy()
-    return values
+        logits_MNKC[..., classes.counts == 0] = UNTRAINED
+        yield rows, logits_MNKC, torch.from_numpy(runs[0].labels[rows])
 
 
-def of_pictures(log_probs_MNC: Tensor, labels_N: Tensor) -> Tensor:
-    """(N, 7) STATISTICS of one answerer's log-probabilities in M runs."""
-    num_runs = len(log_probs_MNC)
-    summed_NC = log_probs_MNC.mean(0)
-    log_q_NC = summed_NC.log_softmax(-1)
-    answers_MN = log_probs_MNC.argmax(-1)
-    votes_NC = torch.zeros_like(log_q_NC).scatter_add_(1, answers_MN.T, torch.ones_like(answers_MN.T, dtype=log_q_NC.dtype))
+def summed(log_probs_MNC: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) sums over runs of the log-probabilities and of the answers: all that the decompositions read."""
+    answers_NM = log_probs_MNC.argmax(-1).T
+    votes_NC = torch.zeros_like(log_probs_MNC[0]).scatter_add_(1, answers_NM, torch.ones_like(answers_NM, dtype=log_probs_MNC.dtype))
+    return log_probs_MNC.sum(0), votes_NC
+
+
+def of_pictures(sum_NC: Tensor, votes_NC: Tensor, num_runs: int, labels_N: Tensor) -> Tensor:
+    """(N, 7) STATISTICS of one answerer from the sums over its runs."""
+    mean_NC = sum_NC / num_runs
+    log_q_NC = mean_NC.log_softmax(-1)
     main_N = (votes_NC + 0.5 * log_q_NC.exp()).argmax(-1)  # q <= 1, so it decides between equal votes only
     same_N = (votes_NC * (votes_NC - 1)).sum(-1) / (num_runs * (num_runs - 1))
-    nll_N, kl_bias_N = (-log_NC.gather(1, labels_N[:, None])[:, 0] for log_NC in (summed_NC, log_q_NC))
+    right_N, as_main_N, nll_N, kl_bias_N = (
+        of_NC.gather(1, at_N[:, None])[:, 0]
+        for of_NC, at_N in ((votes_NC, labels_N), (votes_NC, main_N), (-mean_NC, labels_N), (-log_q_NC, labels_N))
+    )
     return torch.stack(
         [
-            (answers_MN != labels_N).double().mean(0),
+            1 - right_N / num_runs,
             (main_N != labels_N).double(),
-            (answers_MN != main_N).double().mean(0),
+            1 - as_main_N / num_runs,
             1 - same_N,
             nll_N,
             kl_bias_N,
-            (log_q_NC.exp() * (log_q_NC - summed_NC)).sum(-1),
+            (log_q_NC.exp() * (log_q_NC - mean_NC)).sum(-1),
         ],
         -1,
     )
+
+
+def over_runs(values_MNV: NDArray[np.float64], labels: NDArray[np.int64], classes: Classes) -> dict[str, NDArray[np.float64] | None]:
+    """Half the widths (V,) of 95 % t intervals for `group_rows`, from leave-one-run-out values (the jackknife, Tukey 1958).
+
+    They say how far other training subsets may move the means, given these test pictures; roughly for `bias` and `variance`, whose mode
+    jumps.
+    Values of two methods on the same subsets may be subtracted before.
+    """
+    from scipy import stats
+
+    num_runs, support_C = len(values_MNV), np.bincount(labels, minlength=len(classes))
+    factor = float(stats.t.ppf((1 + LEVEL) / 2, num_runs - 1)) * np.sqrt((num_runs - 1) / num_runs)
+    halves: dict[str, NDArray[np.float64] | None] = {}
+    for name, weights_N in group_weights(labels, support_C, classes).items():
+        if not weights_N.any():
+            halves[name] = None
+            continue
+        means_MV = np.einsum("n,mnv->mv", weights_N / weights_N.sum(), values_MNV)
+        halves[name] = factor * np.sqrt(((means_MV - means_MV.mean(0)) ** 2).sum(0))
+    return halves
+
+
+def group_weights(labels: NDArray[np.int64], support_C: NDArray[np.int64], classes: Classes) -> dict[str, NDArray[np.float64]]:
+    """(N,) weights that average over pictures ("all"), or over the classes of a group."""
+    weights = {"all": np.ones(len(labels))}
+    return weights | {name: group_C.numpy()[labels] / support_C[labels] for name, group_C in classes.groups.items()}
 
 
 def group_rows(values_NV: NDArray[np.float64], labels: NDArray[np.int64], classes: Classes, resamples: int = RESAMPLES) -> dict[str, Any]:
@@ -85,8 +137,7 @@ def group_rows(values_NV: NDArray[np.float64], labels: NDArray[np.int64], classe
     subtracted before: a paired difference. The intervals say how far other test pictures may lie, given these runs, not other runs.
     """
     support_C = np.bincount(labels, minlength=len(classes))
-    weights = {"all": np.ones(len(labels))}
-    weights |= {name: group_C.numpy()[labels] / support_C[labels] for name, group_C in classes.groups.items()}
+    weights = group_weights(labels, support_C, classes)
     weights_NG = np.stack(list(weights.values()), 1)
     weighted = np.concatenate([weights_NG, *(weights_NG * values_NV[:, [v]] for v in range(values_NV.shape[1]))], 1)
     drawn = []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from mdcs.analysis.methods import flattened
 from mdcs.data.splits import Pictures
+from mdcs.evaluation.comparison import flattened
 from mdcs.report import sections
 from mdcs.report.class_table import class_table
 from mdcs.report.contents import Contents, read_contents, run_names
