@@ -35,15 +35,16 @@ GROUPS = ("all", "many", "medium", "few")
 UNITS = {"error": 100, "bias": 100, "variance": 100, "disagreement": 100, "nll": 1, "kl_bias": 1, "kl_variance": 1}
 
 
-def means(runs: Sequence[Predictions], classes: Classes, of: str = "ensemble") -> np.ndarray:
-    """(group, statistic) of some runs."""
-    table = group_rows(decompose(runs, classes)[of], runs[0].labels, classes, resamples=1)
-    return np.stack([table[group][:, 0] for group in GROUPS])
+def means(runs: Sequence[Predictions], classes: Classes) -> dict[str, np.ndarray]:
+    """(group, statistic) of some runs, for the ensemble and each expert."""
+    tables = {of: group_rows(values, runs[0].labels, classes, resamples=1) for of, values in decompose(runs, classes).items()}
+    return {of: np.stack([table[group][:, 0] for group in GROUPS]) for of, table in tables.items()}
 
 
-def left_out(runs: Sequence[Predictions], classes: Classes) -> np.ndarray:
+def left_out(runs: Sequence[Predictions], classes: Classes) -> dict[str, np.ndarray]:
     """(run, group, statistic): `means` without each run."""
-    return np.stack([means([run for other, run in enumerate(runs) if other != m], classes) for m in range(len(runs))])
+    without = [means([run for other, run in enumerate(runs) if other != m], classes) for m in range(len(runs))]
+    return {of: np.stack([each[of] for each in without]) for of in without[0]}
 
 
 def jackknife(without_M: np.ndarray) -> np.ndarray:
@@ -74,21 +75,26 @@ def rows_of(name: str, table: dict, half: np.ndarray | None, signed: bool = Fals
 
 
 def tables(runs: dict[str, list[Predictions]], classes: Classes) -> list[str]:
-    """The three tables: ensembles, paired differences, single experts."""
+    """The tables: ensembles, paired differences of ensembles and of single experts, single experts."""
     values = {method: decompose(of, classes) for method, of in runs.items()}
     labels = runs["MDCS"][0].labels
     without = {method: left_out(of, classes) for method, of in runs.items()} if len(runs["MDCS"]) > 2 else {}
+
+    def difference(one: str, other: str, of: str) -> list[str]:
+        half = jackknife(without[one][of] - without[other][of]) if without else None
+        table = group_rows(values[one][of] - values[other][of], labels, classes)
+        return rows_of(f"{one} − {other}" + ("" if of == "ensemble" else f", {of}"), table, half, signed=True)
+
     units = " | ".join(f"{name.replace('_', ' ')}, {'%' if scale == 100 else 'nats'}" for name, scale in UNITS.items())
     head = [f"| | classes | {units} |", "|" + "---|" * (len(UNITS) + 2)]
     lines = ["## Ensembles", "", *head]
     for method, of in values.items():
-        half = jackknife(without[method]) if without else None
+        half = jackknife(without[method]["ensemble"]) if without else None
         lines += rows_of(method, group_rows(of["ensemble"], labels, classes), half)
     lines += ["", "## Paired differences of the ensembles", "", *head]
-    for one, other in PAIRS:
-        half = jackknife(without[one] - without[other]) if without else None
-        difference = group_rows(values[one]["ensemble"] - values[other]["ensemble"], labels, classes)
-        lines += rows_of(f"{one} − {other}", difference, half, signed=True)
+    lines += [row for pair in PAIRS for row in difference(*pair, "ensemble")]
+    lines += ["", "## Paired differences of single experts", "", *head]
+    lines += [row for expert in list(values["MDCS"])[1:] for row in difference(*PAIRS[0], expert)]
     lines += ["", "## Single experts", "", *head]
     for method, of in values.items():
         for expert in list(of)[1:] if len(of) > 2 else []:
