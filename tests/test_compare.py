@@ -11,9 +11,10 @@ import yaml
 from scipy import stats
 
 import mdcs
-from mdcs.compare import compare, difference, escaped, in_words, latex, markdown, scores_grid
+from mdcs.compare import compare, costs_grid, difference, file_name, in_words, scores_grid, signs
 from mdcs.errors import UserError
-from mdcs.evaluation.comparison import FinishedRun, grouped
+from mdcs.evaluation.comparison import FinishedRun, Method, grouped, typed
+from mdcs.evaluation.paired import fairness
 from mdcs.evaluation.predictions import Predictions
 
 
@@ -123,6 +124,9 @@ def test_what_is_one_method(sweep: Path) -> None:
         "mdcs, model.num_experts=1, loss.alpha=0.0": 1,
     }
     assert methods[0].repeated == "seed and subset" and notes == []
+    assert any("seed and data.subset_seed change from run to run" in note for note in fairness(methods, methods[0]))
+    changed(sweep / "0", "config.yaml", seed=10)
+    assert [run.seeds[0] for run in grouped([FinishedRun.read(sweep / n) for n in ("0", "1")])[0][0].runs] == [1, 10]
 
 
 def test_a_run_that_is_older_than_a_setting(sweep: Path) -> None:
@@ -223,8 +227,18 @@ def test_words_of_the_table(sweep: Path) -> None:
     test = {"mean": 0.026, "interval": [0.006, 0.047], "p_holm": 0.0214}
     assert difference(test, " 5/5") == "+2.6 [+0.6, +4.7] 5/5 p = 0.021" and difference(None, "") == "n/a"
     assert difference({"mean": -0.026, "interval": None, "p_holm": 0.0001}, "") == "-2.6 p < 0.001"
-    assert escaped("a_b & 50 % ± {x}") == r"a\_b \& 50 \% $\pm$ \{x\}"
+    tied = {"mean": 0.0, "interval": [-0.01, 0.01], "p_holm": 1.0, "signs": None, "unequal": 2}
+    assert difference(tied, signs(tied)) == "0.0 [-1.0, +1.0] p = 1.000"
+    tied |= {"interval": [0.0, 0.0], "p_holm": None, "unequal": 0}
+    assert difference(tied, signs(tied)) == "0.0 all equal" and signs(None) == ""
+    assert signs({"signs": 8, "unequal": 12}) == " 8/12"
+    assert [typed(value) for value in (["weak", "strong"], None, True, 0.5, "a")] == ["[weak,strong]", "null", "true", "0.5", "a"]
     changed(sweep / "0", "scores.json", accuracy_few=None)
     grid = scores_grid(grouped([FinishedRun.read(sweep / "0")])[0])
     assert grid.rows[0][5] == "n/a" and grid.rows[0][:2] == ("ce", "1")
-    assert markdown(grid).count("\n") == 4 and latex(grid).endswith(r"\end{table}")
+    one = grouped([FinishedRun.read(sweep / "0")])[0]
+    costs = costs_grid([*one, *grouped([FinishedRun.read(sweep / "3")])[0]])
+    assert costs.header == ("method", "views", "seconds") and "All have K 3, parameters 126,672" in costs.title
+    assert "epochs" in costs_grid(one).header and "All have" not in costs_grid(one).title
+    methods = [Method(name, one[0].runs) for name in ("a=1", "a_1", "b, [c]", "x" * 300)]
+    assert [file_name(method, methods) for method in methods] == ["a_1-0", "a_1-1", "b_c", f"{'x' * 80}-3"]

@@ -81,8 +81,17 @@ def test_paired_t_is_scipys() -> None:
     assert ours["p"] == pytest.approx(scipys.pvalue) and ours["mean"] == pytest.approx((one - other).mean())
     assert ours["interval"] == pytest.approx([scipys.confidence_interval().low, scipys.confidence_interval().high])
     assert (ours["n"], ours["signs"]) == (4, 3)
-    assert paired_t([0.1]) == {"mean": 0.1, "interval": None, "p": None, "n": 1, "signs": 1}
+    assert paired_t([0.1]) == {"mean": 0.1, "interval": None, "p": None, "n": 1, "unequal": 1, "signs": 1}
     assert paired_t([0.25, 0.25])["p"] is None
+
+
+def test_ties_speak_for_neither_side() -> None:
+    tied = paired_t([0.02, 0.0, 0.01, -0.01, 1e-17])
+    assert (tied["n"], tied["unequal"], tied["signs"]) == (5, 3, 2)
+    level = paired_t([0.1, -0.1, 0.3, -0.3])
+    assert (level["mean"], level["unequal"], level["signs"]) == (0.0, 4, None)
+    none = paired_t([0.0, 0.0])
+    assert (none["unequal"], none["signs"], none["p"]) == (0, None, None)
 
 
 def test_holm_by_hand() -> None:

@@ -8,9 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.table import Table
+from typing import Any
 
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
@@ -18,18 +16,13 @@ from mdcs.evaluate import screen
 from mdcs.evaluation.comparison import FinishedRun, Method, grouped
 from mdcs.evaluation.paired import TESTED, chosen, fairness, require_one_test_set, tests
 from mdcs.evaluation.predictions import classes_from_json
+from mdcs.grid import Grid, drawn, latex, markdown
 
 METRICS = {"overall": "accuracy", "many": "accuracy_many", "medium": "accuracy_medium", "few": "accuracy_few", "ECE": "ece", "NLL": "nll"}
 
+LONGEST_NAME = 80  # of a file, in letters
+
 log = logging.getLogger("mdcs")
-
-
-class Grid(NamedTuple):
-    """A table of words, however it will be drawn."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 def compare(runs: list[str], output: str | None = None, reference: str | None = None) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def compare(runs: list[str], output: str | None = None, reference: str | None = 
     notes += [f"{folder}/scores.json has no NLL; `mdcs evaluate run={folder}` adds it" for folder in older]
     grids = [scores_grid(methods), costs_grid(methods)] + ([tests_grid(tested, base)] if tested else [])
     for grid in grids:
-        screen().print(drawn(grid))
+        screen().print(*drawn(grid, screen().width), sep="\n")
     for note in notes:
         screen().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     rows = [figures(method, next((row for row in tested if row["method"] == method.name), None)) for method in methods]
@@ -107,6 +100,7 @@ def figures(method: Method, tested: dict[str, Any] | None) -> dict[str, Any]:
         low, high = test.get("interval") or (None, None)
         row |= {f"{key}_difference": test.get("mean"), f"{key}_low": low, f"{key}_high": high}
         row |= {f"{key}_p": test.get("p"), f"{key}_p_holm": test.get("p_holm")}
+        row |= {f"{key}_signs": test.get("signs"), f"{key}_unequal": test.get("unequal")} if key in TESTED else {}
     return row | {"runs": " ".join(str(run.folder) for run in method.runs)}
 
 
@@ -121,7 +115,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 def scores_grid(methods: Sequence[Method]) -> Grid:
     """Accuracy and ECE in %, NLL in nats."""
     n = methods[0].fact("n")
-    title = f"accuracy and ECE in %, NLL in nats, {methods[0].fact('split')} split, {n:,} pictures; mean ± s.d. over runs"
+    title = f"Accuracy and ECE in %, NLL in nats, on the {n:,} pictures of the {methods[0].fact('split')} split: mean ± s.d. over n runs."
     rows = []
     for method in methods:
         cells = [in_words(*mean_and_sd(method.values(key)), scale=1 if key == "nll" else 100) for key in METRICS.values()]
@@ -138,100 +132,62 @@ def in_words(mean: float | None, spread: float | None, scale: int) -> str:
 
 
 def costs_grid(methods: Sequence[Method]) -> Grid:
-    """What each method is and costs."""
+    """What each method is and costs; what is the same for all stands in the title."""
 
     def cell(value: Any, form: str = "") -> str:
         return "n/a" if value is None else format(value, form)
 
-    rows = []
+    table = []
     for method in methods:
         macs = method.fact("macs_per_picture")
-        numbers = [cell(method.fact("num_experts")), cell(method.fact("parameters"), ","), cell(macs and macs / 1e6, ",.1f")]
-        numbers += [cell(method.fact("epochs")), cell(method.fact("views")), cell(method.fact("train_pictures"), ",")]
-        rows.append(
-            (method.name, *numbers, method.augmentation, cell(method.fact("checkpoint")), cell(method.seconds, ".1f"), method.repeated)
-        )
-    header = (
-        "method",
-        "K",
-        "parameters",
-        "million MACs",
-        "epochs",
-        "views",
-        "pictures",
-        "augmentation",
-        "epoch taken",
-        "seconds",
-        "drawn anew",
-    )
-    return Grid("what was trained, and its cost (seconds: median over runs)", header, rows)
+        row = {"K": cell(method.fact("num_experts")), "parameters": cell(method.fact("parameters"), ",")}
+        row |= {
+            "million MACs": cell(macs and macs / 1e6, ",.1f"),
+            "epochs": cell(method.fact("epochs")),
+            "views": cell(method.fact("views")),
+        }
+        row |= {"pictures": cell(method.fact("train_pictures"), ","), "augmentation": method.augmentation}
+        row |= {"epoch taken": cell(method.fact("checkpoint")), "drawn anew": method.repeated, "seconds": cell(method.seconds, ".1f")}
+        table.append(row)
+    alike = [name for name in table[0] if name != "seconds" and len({row[name] for row in table}) == 1]
+    title = "What was trained, and its cost; seconds are the median over runs."
+    title += f" All have {', '.join(f'{name} {table[0][name]}' for name in alike)}." if alike and len(methods) > 1 else ""
+    header = tuple(name for name in table[0] if name not in alike or len(methods) == 1)
+    rows = [(method.name, *(row[name] for name in header)) for method, row in zip(methods, table, strict=True)]
+    return Grid(title, ("method", *header), rows)
 
 
 def tests_grid(tested: Sequence[dict[str, Any]], base: Method) -> Grid:
     """Differences to the reference, in points."""
     rows = []
     for row in tested:
-        cells = [difference(row[key], f" {row[key]['signs']}/{row[key]['n']}" if row[key] else "") for key in TESTED]
+        cells = [difference(row[key], signs(row[key])) for key in TESTED]
         rows.append((row["method"], str(row["pairs"]), *cells, difference(row["pictures"], "")))
     title = (
-        f"difference to {base.name} in points [95 % interval], p after Holm over the methods. Over seeds: paired t, and how many seeds "
-        "have the sign of the mean. Over pictures: overall accuracy, paired bootstrap (p: McNemar's exact test for a single pair of runs)"
+        f"Difference to {base.name} in points [95 % interval], p after Holm's correction over the methods. Over seeds: paired t test, and "
+        "how many of the seeds that differ have the sign of the mean; ties count for neither. Over pictures: overall accuracy, paired "
+        "bootstrap (for a single pair of runs p is McNemar's exact test)."
     )
     return Grid(title, ("method", "pairs", "overall, seeds", "few, seeds", "ECE, seeds", "overall, pictures"), rows)
+
+
+def signs(test: dict[str, Any] | None) -> str:
+    """ " 8/12": of 13 seeds one is a tie, and 8 of the others have the sign of the mean; " all equal" if all are ties."""
+    if test is None or (test["signs"] is None and test["unequal"]):
+        return ""
+    return f" {test['signs']}/{test['unequal']}" if test["unequal"] else " all equal"
 
 
 def difference(test: dict[str, Any] | None, signs: str) -> str:
     """ "+2.6 [+0.6, +4.7] 5/5 p = 0.021"; without what one pair of runs does not allow."""
     if test is None:
         return "n/a"
+    mean = f"{100 * test['mean']:+.1f}" if test["mean"] else "0.0"
+    if "equal" in signs:
+        return mean + signs
     interval = "" if test["interval"] is None else " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in test["interval"]))
     p = "" if test["p_holm"] is None else " p < 0.001" if test["p_holm"] < 0.001 else f" p = {test['p_holm']:.3f}"
-    return f"{100 * test['mean']:+.1f}{interval}{signs}{p}"
-
-
-def drawn(grid: Grid) -> Table:
-    """For the screen."""
-    table = Table(title=grid.title, title_justify="left", title_style="bold")
-    for column in grid.header:
-        table.add_column(column, justify="left" if column in ("method", "augmentation") else "right", overflow="fold")
-    for row in grid.rows:
-        table.add_row(*(cell.replace("[", r"\[").replace(" p ", "\np ") for cell in row))
-    return table
-
-
-def markdown(grid: Grid) -> str:
-    """A Markdown table under its title."""
-    lines = [grid.header, ("---",) * len(grid.header), *grid.rows]
-    return grid.title + "\n\n" + "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-
-def latex(grid: Grid) -> str:
-    """A table with the rules of booktabs."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(escaped(cell) for cell in cells) + r" \\"
-
-    body = "\n".join(line(row) for row in grid.rows)
-    columns = "l" + "r" * (len(grid.header) - 1)
-    return (
-        "\\begin{table}\n\\centering\n"
-        f"\\caption{{{escaped(grid.title)}}}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(grid.header)}\n\\midrule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}\n\\end{table}"
-    )
-
-
-def escaped(text: str) -> str:
-    """Plain text as LaTeX."""
-    special = {
-        "\\": r"\textbackslash{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": "$<$",
-        "×": r"$\times$",
-    }
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+    return f"{mean}{interval}{signs}{p}"
 
 
 def write(folder: Path, grids: Sequence[Grid], notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
@@ -243,7 +199,10 @@ def write(folder: Path, grids: Sequence[Grid], notes: Sequence[str], rows: Seque
     texts: dict[str, Callable[[], str]] = {
         "csv": table.getvalue,
         "md": lambda: "\n\n".join([*map(markdown, grids), *(["\n".join(f"- {note}" for note in notes)] if notes else [])]) + "\n",
-        "tex": lambda: "\n\n".join([*map(latex, grids), *(f"% {note}" for note in notes)]) + "\n",
+        "tex": lambda: (
+            "\n\n".join([r"% needs \usepackage{booktabs}", *map(latex, grids), *(["\n".join(f"% {n}" for n in notes)] if notes else [])])
+            + "\n"
+        ),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +219,7 @@ def plot(folder: Path, methods: Sequence[Method]) -> None:
     n = methods[0].fact("n")
     figures = {"groups": group_bars({method.name: [run.scores for run in method.runs] for method in methods}, n)}
     for method in methods:
-        figures["frequency-" + re.sub(r"[^\w.-]+", "_", method.name)] = accuracy_by_frequency(class_rows(method), n)
+        figures[f"frequency-{file_name(method, methods)}"] = accuracy_by_frequency(class_rows(method), n)
     if all("agnostic" in run.scores for method in methods for run in method.runs):
         rows: list[dict[str, Any]] = [{"name": row["name"]} for row in methods[0].fact("agnostic")["sets"]]
         for method in methods:
@@ -272,6 +231,17 @@ def plot(folder: Path, methods: Sequence[Method]) -> None:
     for name, figure in figures.items():
         for suffix in (".png", ".svg"):
             save(figure, folder / f"{name}{suffix}")
+
+
+def file_name(method: Method, methods: Sequence[Method]) -> str:
+    """The method's name without what a file system may not like; with its number where that is long or not its own."""
+    names = [re.sub(r"[^\w.-]+", "_", other.name).strip("_") for other in methods]
+    number = methods.index(method)
+    return (
+        names[number]
+        if len(names[number]) <= LONGEST_NAME and names.count(names[number]) == 1
+        else f"{names[number][:LONGEST_NAME]}-{number}"
+    )
 
 
 def class_rows(method: Method) -> list[dict[str, Any]]:

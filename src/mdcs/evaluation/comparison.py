@@ -133,9 +133,14 @@ def grouped(runs: Sequence[FinishedRun]) -> tuple[list[Method], list[str]]:
         if run.seeds in group and group[run.seeds].folder != run.folder:
             notes.append(f"{group[run.seeds].folder} is left out: {run.folder} has the same settings and seeds")
         group[run.seeds] = run
-    members = [tuple(group[seeds] for seeds in sorted(group, key=str)) for group in groups.values()]
+    members = [tuple(group[seeds] for seeds in sorted(group, key=in_order)) for group in groups.values()]
     names = short_names([words(group[0].settings) for group in members])
     return [Method(name, group) for name, group in zip(names, members, strict=True)], notes
+
+
+def in_order(seeds: tuple[Any, Any]) -> list[tuple[bool, Any]]:
+    """Sorts seeds as numbers; a run without one comes first."""
+    return [(seed is not None, seed or 0) for seed in seeds]
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -170,14 +175,21 @@ def own_value(name: str, value: Any) -> bool:
 
 def words(settings: Mapping[str, Any]) -> list[str]:
     """The settings as one would type them: the nearest YAML file for each component, and what differs from it."""
-    found = [f"{name}={value}" for name, value in settings.items() if name.split(".")[0] not in COMPONENTS]
+    found = [f"{name}={typed(value)}" for name, value in settings.items() if name.split(".")[0] not in COMPONENTS]
     for component in COMPONENTS:
         choice, known = nearest(settings, component) or (None, {})
         found += [f"{component}={choice}"] if choice else []
         for name, value in settings.items():
             if name.startswith(f"{component}.") and not (name in known and known[name] == value):
-                found.append(f"{name}={value}")
+                found.append(f"{name}={typed(value)}")
     return found
+
+
+def typed(value: Any) -> str:
+    """A value as one would type it on the command line: [weak,strong], null, true."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(typed, value))}]"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def short_names(all_words: Sequence[Sequence[str]]) -> list[str]:

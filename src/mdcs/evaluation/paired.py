@@ -43,6 +43,10 @@ def fairness(methods: Sequence[Method], reference: Method) -> list[str]:
             notes.append(f"{method.name}: another selection rule, {method.fact('checkpoint')} against {reference.fact('checkpoint')}")
         if method.augmentation != reference.augmentation:
             notes.append(f"{method.name}: another augmentation, {method.augmentation} against {reference.augmentation}")
+    if any(method.repeated == "seed and subset" for method in methods):
+        notes.append(
+            "seed and data.subset_seed change from run to run: s.d. and tests over seeds are over weights, order and training pictures"
+        )
     commits = {run.scores.get("git_commit") for method in methods for run in method.runs}
     if len(commits) > 1:
         notes.append(f"the runs were made by {len(commits)} versions of the code")

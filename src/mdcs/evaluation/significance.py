@@ -14,6 +14,7 @@ from mdcs.types import Classes
 RESAMPLES = 1000
 PAIRED_RESAMPLES = 10_000
 LEVEL = 0.95
+ROUNDING = 1e-12  # differences below are those of floating-point numbers
 
 
 def bootstrap_intervals(
@@ -78,21 +79,25 @@ def paired_bootstrap(differences_N: NDArray[Any], resamples: int = PAIRED_RESAMP
 
 
 def paired_t(differences: Sequence[float]) -> dict[str, Any]:
-    """Paired t test over seeds: `mean`, `interval` (95 %), `p`, `n`, and how many of the n have the sign of the mean.
+    """Paired t test over seeds: `mean`, `interval` (95 %), `p`, `n`; `unequal`, how many of the n are not 0, and `signs`, how many of those
+    have the sign of the mean (None if it is 0). A seed without a difference speaks for neither, so it counts in neither of the two.
 
     With one seed there is no spread, so interval and p are None; likewise p if all differences are equal.
     """
     from scipy import stats
 
     values = np.asarray(differences, dtype=np.float64)
+    values = np.where(np.abs(values) < ROUNDING, 0.0, values)
     n, mean = len(values), float(values.mean())
-    signs = int((np.sign(values) == np.sign(mean)).sum())
+    mean = 0.0 if abs(mean) < ROUNDING else mean
+    unequal = int((values != 0).sum())
+    found = {"mean": mean, "n": n, "unequal": unequal, "signs": int((np.sign(values) == np.sign(mean)).sum()) if mean else None}
     if n < 2:
-        return {"mean": mean, "interval": None, "p": None, "n": n, "signs": signs}
+        return {**found, "interval": None, "p": None}
     error = float(values.std(ddof=1)) / n**0.5
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else None
-    return {"mean": mean, "interval": [mean - half, mean + half], "p": p, "n": n, "signs": signs}
+    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error > ROUNDING else None
+    return {**found, "interval": [mean - half, mean + half], "p": p}
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
