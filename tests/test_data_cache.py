@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import threading
 import time
@@ -140,6 +141,28 @@ def test_an_interrupted_build_goes_on(root: Path, tmp_path: Path, monkeypatch: p
     assert all(".part/" in name or name == ".lock" for name in files_below(folder))
     fast = cached(splits_of(root, TRAIN, TEST), folder)
     assert len(decoded) == 5 + 5  # the first file of three pictures was kept
+    assert not any(".part" in name for name in files_below(folder))
+    for expected, got in zip(squares(splits_of(root, TRAIN, TEST)), squares(fast), strict=True):
+        assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_build_that_fills_the_disk_goes_on_when_there_is_room(
+    cores: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stands for the disk: of three files of pixels the second is too large for it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    folder, before = tmp_path / "cache", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_500, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"^data\.cache=.* cannot be written \(.*finished parts stay in .*\.part, and the same command"):
+            cached(splits_of(root, TRAIN, TEST), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (part,) = folder.glob("*")
+    left = {path.name for path in part.glob("*")}
+    assert part.name.endswith(".part") and {"00000.npy", "00000.pixels"} <= left and not any(name.startswith("00001") for name in left)
+    fast = cached(splits_of(root, TRAIN, TEST), folder)
     assert not any(".part" in name for name in files_below(folder))
     for expected, got in zip(squares(splits_of(root, TRAIN, TEST)), squares(fast), strict=True):
         assert torch.equal(expected, got)

@@ -149,7 +149,7 @@ def _build(folder: Path, originals: _Originals) -> None:
         with _bar() as bar:
             task = bar.add_task("building the cache", total=len(originals.files))
             for built in loader:
-                if isinstance(built, UserError):
+                if isinstance(built, Exception):
                     raise built
                 bar.advance(task, built)
         with open(part / "shapes.npy", "wb") as file:
@@ -161,10 +161,14 @@ def _build(folder: Path, originals: _Originals) -> None:
         shutil.rmtree(part, ignore_errors=True)  # the picture will be replaced or left out, and the key another
         raise
     except OSError as error:
-        raise UserError(f"data.cache={folder.parent} cannot be written ({error.strerror or error}): choose another folder") from error
+        reason = f"data.cache={folder.parent} cannot be written ({error.strerror or error})"
+        if not part.is_dir():
+            raise UserError(f"{reason}: choose another folder") from error
+        what = f"finished parts stay in {part}, and the same command goes on from there once it can be written"
+        raise UserError(f"{reason}: {what}; or remove it and choose another folder") from error
 
 
-class _Shards(Dataset[int | UserError]):
+class _Shards(Dataset[int | UserError | OSError]):
     """Writes a file of pixels when it is indexed, unless it is there; answers with the number of pictures in it, or with what is wrong."""
 
     def __init__(self, folder: Path, originals: _Originals) -> None:
@@ -174,7 +178,7 @@ class _Shards(Dataset[int | UserError]):
     def __len__(self) -> int:
         return -(-len(self.originals.files) // SHARD)
 
-    def __getitem__(self, shard: int) -> int | UserError:
+    def __getitem__(self, shard: int) -> int | UserError | OSError:
         files = self.originals.files[shard * SHARD : (shard + 1) * SHARD]
         if not _shapes(self.folder, shard).exists():
             shapes = np.empty((len(files), 2), dtype=np.int32)
@@ -189,10 +193,10 @@ class _Shards(Dataset[int | UserError]):
                 written = self.folder / f"{shard:05}.writing.npy"
                 np.save(written, shapes)
                 os.replace(written, _shapes(self.folder, shard))  # says that the pixels are complete
-            except UserError as error:
+            except (UserError, OSError) as error:
+                with suppress(OSError):  # a disk that is full wants its room back
+                    _pixels(self.folder, shard).unlink(missing_ok=True)
                 return error  # not raised: torch would put a traceback into its one line
-            except OSError as error:
-                return UserError(f"data.cache={self.folder.parent} cannot be written ({error.strerror or error}): choose another folder")
         return len(files)
 
 

@@ -1,5 +1,6 @@
 """Pictures in class folders: which folder is a class, which a split, and what is left out."""
 
+import os
 import re
 from collections.abc import Iterable
 from itertools import chain
@@ -48,8 +49,11 @@ def class_tree(store: Store) -> Tree:
     class folders every folder is a class.
     """
     files, folders = store.listing()
-    if (odd := next(filter(UNDECODABLE.search, chain(folders, filter(is_picture, files))), None)) is not None:
-        raise UserError(f"{store.root}: the name {odd.encode('utf-8', 'backslashreplace').decode()} is not UTF-8: rename it")
+    if odd := list(filter(UNDECODABLE.search, chain(folders, filter(is_picture, files)))):
+        first, more = os.fsencode(odd[0]).decode("utf-8", "backslashreplace"), f" (and {len(odd) - 1} more)" * (len(odd) > 1)
+        raise UserError(
+            f"{store.root}: the name {first} is not UTF-8{more}: rename what is called so (the program convmv does many at once)"
+        )
     pictures_in: dict[str, list[str]] = {}
     others = []
     for name in files:
