@@ -82,7 +82,7 @@ class Cifar(DataSource):
     `root` is an official archive or its unpacked folder, or a directory holding one of them, or a folder or zip of train/<class>/* and
     test/<class>/*. Only official files give the published subset: the draw depends on their order. `classes` keeps these classes, labelled
     as listed. n_c follows from N/C, N training pictures in C classes; where a class of a folder has fewer, it gives all it has, and a note
-    says so.
+    says so. Pictures whose numbers by class are already those of a long tail of this factor are all taken.
     """
 
     root: str
@@ -106,7 +106,7 @@ class Cifar(DataSource):
         """Read the dataset, decoding the chosen pictures only; an error says what was looked for and where."""
         if self.num_classes not in LAYOUTS:
             raise UserError(f"data.num_classes={self.num_classes}: expected 10 or 100")
-        source = self._source()
+        source, official = self._source()
         if self.classes is not None:
             source = source.restricted(list(self.classes))
         elif len(source.names) != self.num_classes:
@@ -118,10 +118,17 @@ class Cifar(DataSource):
         wanted = available
         if self.imbalance_factor is not None:
             wanted = long_tailed_counts(sum(available) / len(available), len(available), self.imbalance_factor, self.profile)
+            if available == long_tailed_counts(available[0], len(available), self.imbalance_factor, self.profile):
+                wanted = available  # somebody has made it long-tailed before
         counts = [min(pair) for pair in zip(wanted, available, strict=True)]
         short = [name for name, count, want in zip(source.names, counts, wanted, strict=True) if count < want]
         if short:
             note = f"{having(short)} fewer training pictures than data.profile asks for, and so all are taken"
+            source = source._replace(notes=(*source.notes, note))
+        if not official and sum(counts) < sum(available):
+            note = (
+                f"{self.root}: pictures in class folders, drawn in the order of their names, so the training subset is not the official one"
+            )
             source = source._replace(notes=(*source.notes, note))
         if min(available) < max(available) and sum(counts) < sum(available):
             note = f"{sum(counts)} of {sum(available)} training pictures are drawn; data.imbalance_factor=null takes all as they are"
@@ -133,20 +140,21 @@ class Cifar(DataSource):
             )
         return splits
 
-    def _source(self) -> Source:
+    def _source(self) -> tuple[Source, bool]:
+        """What there is, and whether it is in official files."""
         root = Path(self.root)
         official = LAYOUTS[self.num_classes]
         for folder in (root, root / official.folder):
             if (layout := layout_of(folder)) is not None:
-                return read_folder(folder, layout)
+                return read_folder(folder, layout), True
         for archive in (root, root / official.archive):
             if archive.is_file() and archive.suffix.lower() != ".zip":
-                return read_archive(archive)
+                return read_archive(archive), True
         # a folder among others in a data directory is not taken for what was to be fetched
         if not (root.is_file() or any(root.glob("train/")) or (any(root.glob("*/train/")) and not self.download)):
             if self.download:
                 _download(root, self.num_classes)
-                return read_archive(root / official.archive)
+                return read_archive(root / official.archive), True
             raise UserError(
                 f"CIFAR-{self.num_classes} is not in {root}: looked for {official.archive}, {official.folder}/ and train/<class>/*; "
                 "set data.download=true to fetch it there, or data.root=... to where it is"
@@ -156,8 +164,7 @@ class Cifar(DataSource):
         if not {"train", "test"} <= tree.parts.keys():
             raise UserError(f"{root}: expected train/<class>/<picture> and test/<class>/<picture>, here or inside one folder")
         train, test = (_listing(tree.parts[split], store) for split in ("train", "test"))
-        note = f"{root}: pictures in class folders, drawn in the order of their names, so the training subset is not the official one"
-        return Source(tree.names, train, test, (*tree.notes, note))
+        return Source(tree.names, train, test, tree.notes), False
 
 
 def _listing(part: Part, store: Store) -> Listing:
