@@ -123,13 +123,15 @@ def test_interpolation_equals_pillow(pixels: np.ndarray, cubic: bool) -> None:
         return chw(picture.transform(picture.size, Image.Transform.AFFINE, matrix, kind, fillcolor=FILL))
 
     values = values / 100
-    for matrices, rows in (
-        (resample.shear_x(values), [(1, m, 0, 0, 1, 0) for m in values.tolist()]),
-        (resample.shear_y(values), [(1, 0, 0, m, 1, 0) for m in values.tolist()]),
-        (resample.translation(values * width, 0 * values), [(1, 0, m * width, 0, 1, 0) for m in values.tolist()]),
-        (resample.translation(0 * values, values * height), [(1, 0, 0, 0, 1, m * height) for m in values.tolist()]),
+    for matrices, along, rows in (
+        (resample.shear_x(values), "x", [(1, m, 0, 0, 1, 0) for m in values.tolist()]),
+        (resample.shear_y(values), "y", [(1, 0, 0, m, 1, 0) for m in values.tolist()]),
+        (resample.translation(values * width, 0 * values), "x", [(1, 0, m * width, 0, 1, 0) for m in values.tolist()]),
+        (resample.translation(0 * values, values * height), "y", [(1, 0, 0, 0, 1, m * height) for m in values.tolist()]),
     ):
-        assert_close(resample.transform(batch, matrices, cubic, FILL), torch.stack([affine(row) for row in rows]), 1e-3)
+        got = resample.transform(batch, matrices, cubic, FILL)
+        assert_close(got, torch.stack([affine(row) for row in rows]), 1e-3)
+        assert torch.equal(resample.transform(batch, matrices, cubic, FILL, along), got)
 
 
 def test_solarize_add() -> None:

@@ -27,6 +27,7 @@ PLACES: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {
     "translate_x": lambda level, sign, height, width: resample.translation(sign * (level / 10 * 0.45) * width, 0 * level),
     "translate_y": lambda level, sign, height, width: resample.translation(0 * level, sign * (level / 10 * 0.45) * height),
 }
+ALONG = ("both", "x", "y")  # see `resample.transform`: rotate; shear_x and translate_x; shear_y and translate_y
 # What mixes pixels: (pictures, level) -> pictures.
 BLENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "color": lambda images, level: ops.color(images, _enhance(level)),
@@ -86,12 +87,13 @@ class RandAugment(Policy):
                 images = _at_once(images, operation[:, step], level[:, step], sign[:, step], cubic[:, step])
             return images
         images_B3HW = images.clone()
-        # Groups: bilinear places, bicubic places, one for each other operation, none.
-        group = torch.where(operation < len(PLACES), cubic.long(), operation - len(PLACES) + 2)
+        # Groups: places by what they move along, bilinear and bicubic; one for each other operation; none.
+        along = torch.where(operation == 0, 0, 2 - operation % 2)  # in the order of PLACES
+        group = torch.where(operation < len(PLACES), 2 * along + cubic, operation - len(PLACES) + 2 * len(ALONG))
         order = group.argsort(dim=0)
         for step in range(self.num_ops):
             sizes = torch.bincount(
-                group[:, step], minlength=3 + len(BLENDS) + len(TABLES)
+                group[:, step], minlength=2 * len(ALONG) + len(BLENDS) + len(TABLES) + 1
             ).tolist()  # on a GPU the host would wait for these
             _in_groups(images_B3HW, order[:, step].split(sizes), operation[:, step], level[:, step], sign[:, step])
         return images_B3HW
@@ -108,11 +110,12 @@ def _matrices(operation_B: Tensor, level_B: Tensor, sign_B: Tensor, height: int,
 def _in_groups(images_B3HW: Tensor, groups: Sequence[Tensor], operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> None:
     """Change each picture in place by its operation. `groups` hold the rows of the pictures, as `RandAugment.apply_chosen` sorts them."""
     matrix_B23 = _matrices(operation_B, level_B, sign_B, *images_B3HW.shape[2:])
-    for cubic, group in enumerate(groups[:2]):
+    for number, group in enumerate(groups[: 2 * len(ALONG)]):
         for rows in group.split(ops.rows_at_a_time(images_B3HW)):
             if len(rows):
-                images_B3HW[rows] = resample.transform(images_B3HW[rows], matrix_B23[rows], bool(cubic), FILL)
-    blended, mapped = groups[2 : 2 + len(BLENDS)], groups[2 + len(BLENDS) : -1]
+                how = number % 2 == 1, FILL, ALONG[number // 2]
+                images_B3HW[rows] = resample.transform(images_B3HW[rows], matrix_B23[rows], *how)
+    blended, mapped = groups[2 * len(ALONG) :][: len(BLENDS)], groups[2 * len(ALONG) + len(BLENDS) : -1]
     for blend, rows in zip(BLENDS.values(), blended, strict=True):
         if len(rows):
             images_B3HW[rows] = blend(images_B3HW[rows], level_B[rows])
