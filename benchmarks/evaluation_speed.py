@@ -25,7 +25,8 @@ from mdcs.evaluation.scores import scores
 from mdcs.types import Classes
 
 SIZES = [(50_000, 1000, 3), (24_426, 8142, 3)]
-QUICK = [(600, 10, 3)]
+QUICK = [(600, 10, 3), (8_000, 1000, 3)]
+LIMIT_MIB = 1024  # besides the stored predictions
 
 
 def synthetic(folder: Path, num_pictures: int, num_classes: int, num_experts: int) -> Classes:
@@ -90,6 +91,8 @@ def main() -> None:
                 print(
                     f"| {num_pictures:,} | {num_classes:,} | {num_experts} | {name} | {seconds:.1f} | {used:.1f} | {mib:.0f} |", flush=True
                 )
+                if mib > LIMIT_MIB:
+                    raise SystemExit(f"{name} took {mib:.0f} MiB besides the stored predictions, more than {LIMIT_MIB}")
 
 
 if __name__ == "__main__":

@@ -324,5 +324,7 @@ def test_benchmark_runs() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "evaluation_speed.py", "--quick"], capture_output=True, text=True, check=True
     )
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 600")]
-    assert [row[4].strip() for row in rows] == ["scores", "test-agnostic"] and all(float(row[7]) < 200 for row in rows)
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if line.startswith(("| 600", "| 8,000"))]
+    assert [row[4] for row in rows] == ["scores", "test-agnostic"] * 2
+    # The larger one's logits take 92 MiB in float32, once; evaluation keeps chunks of 8 MiB, and for EM 16 MiB of probabilities.
+    assert all(float(row[7]) < 85 for row in rows)
