@@ -82,12 +82,19 @@ def test_number_of_experts_and_split_may_be_others(tmp_path: Path) -> None:
     assert asked(of["Accuracy of each expert"][0]) == {"val/acc_expert_1", "val/acc_expert_2"}
 
 
+def test_without_a_file_the_specification_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other_words("dashboard", ["project=me/trees", "dry_run=true"])
+    assert sections(json.loads(capsys.readouterr().out)).keys() == sections(specification(tmp_path)).keys()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["project=trees", "dry_run=true", "output=x.json"], "project=trees: expected ENTITY/PROJECT, .*"),
-        (["project=me/trees", "dry_run=true"], "dry_run=true and output=FILE.json belong together: .*"),
-        (["project=me/trees", "output=x.json"], "dry_run=true and output=FILE.json belong together: .*"),
+        (
+            ["project=me/trees", "output=x.json"],
+            "output=.*x.json is for dry_run=true, which publishes nothing: give both, or none to publish",
+        ),
         (["project=me/trees", "dry_run=true", "output=x.txt"], "output=.*x.txt: expected a file that ends in .json"),
         (
             ["project=me/trees", "dry_run=true", "output=/nowhere/x.json"],
@@ -96,7 +103,7 @@ def test_number_of_experts_and_split_may_be_others(tmp_path: Path) -> None:
         (["project=me/trees", "num_experts=0"], "num_experts=0: expected a whole number from 1"),
         (["project=me/trees", "split=train"], "dashboard.split='train': expected one of test, val"),
         (["dry_run=true"], r"project=\.\.\. is missing: this verb needs it"),
-        (["project=me/trees"], r"W&B: not logged in \(`wandb login`\); dry_run=true output=FILE.json writes the specification without it"),
+        (["project=me/trees"], r"W&B: not logged in \(`wandb login`\); dry_run=true shows the specification without it"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

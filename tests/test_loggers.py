@@ -93,6 +93,7 @@ def test_each_epoch_is_a_row_under_the_names_of_metrics_csv(logged: OfflineRun, 
         assert {name for name in item if not name.startswith("_")} == set(known) <= set(columns(3))
         assert {name: item[name] for name in known} == pytest.approx(known, rel=1e-6)
     assert {"val/acc_expert_3", "train/confident_few", "train/consistency"} <= set(logged.history[0])
+    assert {"val/disagreement", "val/recall_sd", "val/oracle_gap", "val/disagreement_few"} <= set(logged.history[0])
 
 
 def test_final_figures_are_those_of_scores_json(logged: OfflineRun, folder: Path) -> None:

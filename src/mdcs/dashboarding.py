@@ -23,15 +23,15 @@ def dashboard(
 ) -> Any:
     """Publish a workspace that compares diversity and accuracy of the experts of all runs in `project` (ENTITY/PROJECT), by loss.
 
-    With `dry_run` nothing is sent: the specification is written to `output` (.json), which needs neither login nor network. Runs come into
+    With `dry_run` nothing is sent: the specification is written to `output` (.json), or printed, without login or network. Runs come into
     a project by `mdcs train logger=wandb`. Published again, it is another view; W&B keeps the older one. Returns the workspace.
     """
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", project):
         raise UserError(f"project={project}: expected ENTITY/PROJECT, as in the address of the project, for example my-team/mdcs")
     if num_experts < 1:
         raise UserError(f"num_experts={num_experts}: expected a whole number from 1")
-    if dry_run != (output is not None):
-        raise UserError("dry_run=true and output=FILE.json belong together: give both, or none to publish")
+    if output is not None and not dry_run:
+        raise UserError(f"output={output} is for dry_run=true, which publishes nothing: give both, or none to publish")
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("mdcs dashboard needs the package wandb-workspaces: pip install 'mdcs[wandb]'")
     if output is not None:
@@ -40,12 +40,15 @@ def dashboard(
 
     entity, _, in_entity = project.partition("/")
     workspace = made(entity, in_entity, name, num_experts, split)
-    if output is not None:
-        with complete_or_absent(Path(output)) as part:
-            part.write_text(workspace._to_model().model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
-        Console().print(f"specification: {output}", highlight=False, soft_wrap=True, markup=False)
+    if dry_run:
+        text = workspace._to_model().model_dump_json(by_alias=True, indent=1)
+        if output is not None:
+            with complete_or_absent(Path(output)) as part:
+                part.write_text(text + "\n", encoding="utf-8")
+            text = f"specification: {output}"
+        Console().print(text, highlight=False, soft_wrap=True, markup=False)
     elif reason := why_offline():
-        raise UserError(f"W&B: {reason}; dry_run=true output=FILE.json writes the specification without it")
+        raise UserError(f"W&B: {reason}; dry_run=true shows the specification without it")
     else:
         publish(workspace, project)
     return workspace
