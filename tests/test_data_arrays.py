@@ -271,7 +271,7 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- folders and zips of pictures
 
 
-def png(colour: tuple[int, int, int] | int, size: tuple[int, int] = (5, 4)) -> bytes:
+def png(colour: tuple[int, int, int] | int, size: tuple[int, int] = (5, 5)) -> bytes:
     buffer = io.BytesIO()
     Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -312,7 +312,7 @@ def test_pictures_in_class_folders(tmp_path: Path, form: str, top: str) -> None:
     order = ["图片", "a b=c"]
     splits = Cifar(str(root), 10, imbalance_factor=4, classes=order).splits()
     assert splits.counts_before_validation == (8, 2) and splits.classes.names == tuple(order)
-    assert splits.train.images.shape == (10, 3, 4, 5)
+    assert splits.train.images.shape == (10, 3, 5, 5)
     for part, flag in ((splits.train, 0), (splits.test, 1)):
         for image, label, path in zip(part.images, part.labels, part.paths, strict=True):
             in_class = int(Path(path).stem)
@@ -342,7 +342,7 @@ def test_uneven_folder_gives_what_it_has(tmp_path: Path) -> None:
 def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
     files = {f"{split}/{name}/0.png": png(9) for split in ("train", "test") for name in "ab"}
     splits = Cifar(str(write_pictures(tmp_path, files)), 10, imbalance_factor=1, classes=["a", "b"]).splits()
-    assert splits.train.images.shape == (2, 3, 4, 5) and (splits.train.images == 9).all()
+    assert splits.train.images.shape == (2, 3, 5, 5) and (splits.train.images == 9).all()
 
 
 @FORMS
@@ -351,7 +351,8 @@ def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
     [
         ({"train/Ähre/3.png": b"no picture"}, r"train/Ähre/3\.png cannot be read as a picture"),
         ({"train/Ähre/3.png": png((1, 1, 1))[:40]}, r"train/Ähre/3\.png cannot be read as a picture"),
-        ({"train/Ähre/3.png": png(0, size=(7, 9))}, r"train/Ähre/3\.png has 7x9 pixels, train/a b=c/\d\.png has 5x4"),
+        ({"train/Ähre/3.png": png(0, size=(7, 9))}, r"train/Ähre/3\.png has 7x9 pixels, train/a b=c/\d\.png has 5x5"),
+        (dict.fromkeys(fake_pictures(), png(0, (5, 4))), r"png has 5x4 pixels; pictures must be square here, data=folder takes any"),
         ({f"test/{name}/{n}.PNG": png(0, (6, 6)) for name in ("a b=c", "Ähre", "图片") for n in (0, 1)}, r"pictures of different size"),
         ({"train/leer/": b""}, r"class 'leer' has no training picture"),
         ({"test/neu/0.png": png(0)}, r"class 'neu' has no training picture"),

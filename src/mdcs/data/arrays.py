@@ -176,6 +176,9 @@ def _listing(part: Part, store: Store) -> Listing:
         for row, name in enumerate(names):
             pixels_HW3 = decode(store.read(name), name)
             if row == 0:
+                if pixels_HW3.shape[0] != pixels_HW3.shape[1]:
+                    size = f"{pixels_HW3.shape[1]}x{pixels_HW3.shape[0]}"
+                    raise UserError(f"{store.root}: {name} has {size} pixels; pictures must be square here, data=folder takes any")
                 images_NHW3 = np.empty((len(names), *pixels_HW3.shape), dtype=np.uint8)
             if pixels_HW3.shape != images_NHW3.shape[1:]:
                 (height, width), (first_height, first_width) = pixels_HW3.shape[:2], images_NHW3.shape[1:3]
