@@ -187,6 +187,10 @@ def agnostic(runs: Runs) -> str:
     if not any(run.agnostic() for run in runs.values()):
         return "<p>Not computed: scores.json has no results for other class frequencies. <code>mdcs evaluate run=DIR</code> adds them.</p>"
 
+    rows_of_all = [row for run in runs.values() for row in run.agnostic() if row["name"] != "dirichlet"]
+    # One axis for all runs, so that they can be compared by eye.
+    lowest = 100 * min((row[name] for row in rows_of_all for name in ANSWERS if row.get(name) is not None), default=0.0)
+
     def draw(key: str, suffix: str, run: Contents) -> str:
         rows = [row for row in run.agnostic() if row["name"] != "dirichlet"]
         known = [name for name in ANSWERS if any(row.get(name) is not None for row in rows)]
@@ -196,7 +200,9 @@ def agnostic(runs: Runs) -> str:
         names = [short(row) for row in rows]
         said = "; ".join(f"{row['name']}: {percent(row.get('average'))}" for row in rows)
         title = f"Accuracy where classes are otherwise frequent{suffix}"
-        return legend({j: ANSWERS[name] for j, name in enumerate(known)}) + svg.categories(f"{key}-agnostic", title, said, names, curves)
+        return legend({j: ANSWERS[name] for j, name in enumerate(known)}) + svg.categories(
+            f"{key}-agnostic", title, said, names, curves, lowest
+        )
 
     def caption(run: Contents) -> str:
         names = [row["name"] for row in run.agnostic()]

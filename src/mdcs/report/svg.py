@@ -150,9 +150,10 @@ def polyline(points: Sequence[Point], x: Axis, y: Axis, number: int) -> str:
     return f'<polyline class="{series(number)}" points="{" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)}"/>'
 
 
-def categories(key: str, title: str, description: str, names: Sequence[str], curves: Sequence[tuple[int, Sequence[float | None]]]) -> str:
-    """Lines over named positions, in per cent, with a dot at each value. The axis begins above 0 where all values lie above 50."""
-    lowest = min((value for _, values in curves for value in values if value is not None), default=0.0)
+def categories(
+    key: str, title: str, description: str, names: Sequence[str], curves: Sequence[tuple[int, Sequence[float | None]]], lowest: float
+) -> str:
+    """Lines over named positions, in per cent, with a dot at each value. The axis begins above 0 where `lowest` of all is above 50."""
     low = 0.0 if lowest < 50 else 10 * math.floor(lowest / 10)
     x, y = Axis(0, max(len(names) - 1, 1), LEFT + 14, WIDTH - RIGHT - 14), y_axis(low, 100)
     frequencies = "class frequencies that the pictures are weighted to"
