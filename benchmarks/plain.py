@@ -4,6 +4,8 @@ Pictures are augmented one by one with Pillow in a DataLoader (plain_views.py); 
 memory layout; the loss is computed expert by expert with boolean indexing; a confusion matrix is counted in a Python loop.
 """
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -79,11 +81,38 @@ class ExpertResNet(nn.Module):
         return logits
 
 
-def mdcs_loss(logits: list[Tensor], labels_B: Tensor, counts_C: Tensor, lambdas: list[float], epoch: int) -> Tensor:
-    """Expert by expert: cross-entropy of both views, and the divergence of the strong view on the pictures that the weak one has right.
+def mdcs_loss(logits: Sequence[Tensor] | Tensor, labels_B: Tensor, counts_C: Tensor, lambdas: list[float], epoch: int) -> Tensor:
+    """The MDCS loss by the published procedure: expert by expert, what nothing reads included, since its users wait for that, too.
 
-    `logits` are K of (2B, C): the weak views, then the strong ones.
+    `logits` are K of (2B, C), the weak views, then the strong ones: a list, or (K, 2B, C), for instance the network's (2B, K, C) with its
+    axes exchanged, as published.
     """
+    rows, temperature = len(labels_B), 1
+    labels_N = torch.cat([labels_B, labels_B])
+    prior_C = counts_C.float()
+    # The shift by the prior is a power and a logarithm of the same counts in every step.
+    adjusted = [logits_NC + torch.log(torch.pow(prior_C, strength) + 1e-9) for logits_NC, strength in zip(logits, lambdas, strict=True)]
+    views = [(adjusted_NC[:rows], adjusted_NC[rows:]) for adjusted_NC in adjusted]
+    # The temperature is 1: each division is a copy.
+    softened = [
+        (F.softmax(weak_BC / temperature, dim=1).detach(), F.log_softmax(strong_BC / temperature, dim=1)) for weak_BC, strong_BC in views
+    ]
+    # The weak view's softmax again, for its answers; and that of the strong view with its answers, which nothing reads.
+    answers = [[F.softmax(view_BC, dim=1).detach().max(dim=1).indices for view_BC in pair] for pair in views]
+    distilled: Tensor | int = 0
+    for (teacher_BC, student_BC), (weak_B, _) in zip(softened, answers, strict=True):
+        # Who is right is found three times: to ask whether anybody is, which waits for the device, and to choose the rows of each view.
+        if (weak_B == labels_B).sum() > 0:
+            chosen = F.kl_div(student_BC[weak_B == labels_B], teacher_BC[weak_B == labels_B], reduction="batchmean")
+            distilled = distilled + chosen * temperature**2
+    loss = torch.as_tensor(0.6 * distilled * min(epoch / 20, 1.0))
+    for adjusted_NC in adjusted:
+        loss = loss + F.cross_entropy(adjusted_NC, labels_N)  # a log-softmax of its own
+    return loss
+
+
+def lean_mdcs_loss(logits: Sequence[Tensor] | Tensor, labels_B: Tensor, counts_C: Tensor, lambdas: list[float], epoch: int) -> Tensor:
+    """`mdcs_loss` without what nothing reads or what is computed twice; still expert by expert and with boolean indexing."""
     labels_N = torch.cat([labels_B, labels_B])
     loss = torch.zeros(())
     distilled = torch.zeros(())

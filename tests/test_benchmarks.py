@@ -67,10 +67,18 @@ def test_the_plain_loss_is_ours(benchmark, epoch: int, right: int) -> None:
     views = Views(torch.empty(0), F.one_hot(labels_B, 5).double(), labels_B)
     ours = MDCS(classes)(Output(logits_VBKC, logits_VBKC), views, epoch)["loss"]
     experts = [logits_VBKC[:, :, k].flatten(0, 1) for k in range(3)]
-    plain = benchmark("plain").mdcs_loss(experts, labels_B, counts_C, [-0.5, 1.0, 2.5], epoch)
-    torch.testing.assert_close(plain.double(), ours, rtol=1e-5, atol=1e-6)
-    gradients = [torch.autograd.grad(loss, logits_VBKC, retain_graph=True)[0] for loss in (plain, ours)]
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(ours, logits_VBKC)
+    for name in ("mdcs_loss", "lean_mdcs_loss"):
+        plain = getattr(benchmark("plain"), name)(experts, labels_B, counts_C, [-0.5, 1.0, 2.5], epoch)
+        torch.testing.assert_close(plain.double(), ours, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(plain, logits_VBKC, retain_graph=True)[0], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_all_ways_of_the_loss_have_one_gradient(benchmark) -> None:
+    plain, *others = (way() for way in benchmark("loss").ways_of(20, 6).values())
+    assert len(others) == 2 and plain.abs().max() > 0
+    for other in others:
+        torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_the_plain_loader_and_the_plain_matrix(benchmark) -> None:

@@ -54,6 +54,7 @@ class PriorAdjusted(Loss):
         # Integers and Python floats: casting the module to half precision does not round them.
         self.register_buffer("counts_C", classes.counts.clone(), persistent=False)
         self.lambdas_K = tuple(lambdas_K)
+        self.mask_empty = mask_empty
 
     def extra_repr(self) -> str:
         return f"λ = {', '.join(format(weight, 'g') for weight in self.lambdas_K)}"
@@ -61,7 +62,8 @@ class PriorAdjusted(Loss):
     def bias(self, dtype: torch.dtype) -> Tensor:
         """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""
         log_counts_C = log_counts(self.counts_C, dtype)
-        return torch.stack([weight * log_counts_C for weight in self.lambdas_K]) + empty_shift(self.counts_C, dtype)
+        bias_KC = torch.stack([weight * log_counts_C for weight in self.lambdas_K])
+        return bias_KC + empty_shift(self.counts_C, dtype) if self.mask_empty else bias_KC
 
     def adjusted(self, logits_VBKC: Tensor) -> Tensor:
         """(V, B, K, C) a_k = z_k + λ_k log n, in at least float32."""
