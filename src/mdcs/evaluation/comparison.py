@@ -134,7 +134,7 @@ def grouped(runs: Sequence[FinishedRun]) -> tuple[list[Method], list[str]]:
             notes.append(f"{group[run.seeds].folder} is left out: {run.folder} has the same settings and seeds")
         group[run.seeds] = run
     members = [tuple(group[seeds] for seeds in sorted(group, key=in_order)) for group in groups.values()]
-    names = short_names([words(group[0].settings) for group in members])
+    names = short_names([group[0].settings for group in members])
     return [Method(name, group) for name, group in zip(names, members, strict=True)], notes
 
 
@@ -192,9 +192,13 @@ def typed(value: Any) -> str:
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def short_names(all_words: Sequence[Sequence[str]]) -> list[str]:
+def short_names(all_settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Each method by its loss and by what not all have."""
+    all_words = [words(settings) for settings in all_settings]
+    first, *others = all_settings
     common = set(all_words[0]).intersection(*all_words[1:])
+    # A value that is the default of one loss and was typed for another is common to both, too.
+    common |= {f"{name}={typed(value)}" for name, value in first.items() if all(other.get(name, ...) == value for other in others)}
     names = []
     for own in all_words:
         loss = next((word.removeprefix("loss=") for word in own if word.startswith("loss=")), "")
