@@ -11,8 +11,8 @@ network, augmentation, batch and epochs `mdcs train data=folder` chooses by itse
 validation and chooses nothing.
 
 Each run is `mdcs train` on one thread, two at a time; finished runs are kept. `seed` and `data.subset_seed` move together: pairs of runs
-share the subset and the test pictures. The last epoch is scored, and nothing is chosen on the test split. The tables are those of
-`mdcs compare`, written to benchmarks/results/<set>/.
+share the subset and the test pictures. The last epoch is scored, and nothing is chosen on the test split. The tables of `mdcs compare`
+are written to benchmarks/results/<set>.md, its figures to <runs>/<set>-compared/.
 """
 
 import argparse
@@ -97,9 +97,19 @@ def main() -> None:
     of_all = methods(epochs, chosen.ramp)
     wanted = {name: [*common, *of_all[name]] for name in chosen.methods or of_all}
     seeds = range(arguments.seeds or chosen.seeds)
-    train_all(wanted, seeds, place)
+    scores = train_all(wanted, seeds, place)
+    compared = place.with_name(f"{arguments.which}-compared")
     runs = [str(place / f"{name}-{seed}") for name in wanted for seed in seeds]
-    compare(runs, output=str(arguments.output / arguments.which), reference=str(place / f"{chosen.reference}-0"))
+    compare(runs, output=str(compared), reference=str(place / f"{chosen.reference}-0"))
+    known = scores["mdcs", 0]
+    head = (
+        f"# {arguments.which}: {len(seeds)} seeds a method\n\n"
+        f"`python benchmarks/methods.py {arguments.which}`, commit {known['git_commit']}, torch {known['versions']['torch']}, "
+        f"{known['device']}, one thread a run, {known['precision']}, last epoch. Seconds are of a machine that did other things, too.\n\n"
+    )
+    arguments.output.mkdir(exist_ok=True, parents=True)
+    text = head + (compared / "compare.md").read_text(encoding="utf-8")
+    (arguments.output / f"{arguments.which}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

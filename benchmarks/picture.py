@@ -1,6 +1,6 @@
-"""Draws docs/experts.svg from the runs of `small_sets.py cifar100_ten`: what each expert of MDCS is good at.
+"""Draws docs/experts.svg from the runs of `methods.py cifar100_ten`: what each expert of MDCS is good at.
 
-python benchmarks/picture.py runs/small_sets/cifar100_ten
+python benchmarks/picture.py runs/methods/cifar100_ten
 """
 
 import json
