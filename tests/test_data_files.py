@@ -62,8 +62,9 @@ def test_a_crop_is_a_function_of_seed_epoch_draw_and_view(files: Files) -> None:
         assert not torch.equal(other, batch[:, :1])
 
 
-def test_the_benchmark_runs() -> None:
+def test_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(__file__).parent.parent / "benchmarks" / "decode.py"
+    monkeypatch.syspath_prepend(str(path.parent))
     text = runpy.run_path(str(path))["main"](["--quick"])
     rates = [float(line.split("|")[2].split("(")[0]) for line in text.splitlines() if line.startswith("| ") and "CPU second" not in line]
     assert len(rates) == 4 and min(rates) > 0

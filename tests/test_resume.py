@@ -65,8 +65,13 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    for _ in range(3):  # Python drops an interrupt that comes within a destructor; then a person presses the keys again
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=60)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     assert process.returncode == 130
     assert error.endswith(f"interrupted; `mdcs train resume={folder}` goes on after the last finished epoch\n")
 

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
 MOST = 30  # letters in a line of a column; longer ones are broken between words
+LEAST = 12  # letters in a line of the first column
 
 
 class Grid(NamedTuple):
@@ -19,7 +20,8 @@ class Grid(NamedTuple):
 
 
 def drawn(grid: Grid, width: int) -> list[Table]:
-    """For a screen of `width` columns: no number and no word is broken. What is too wide goes on in a table with the same first column."""
+    """For a screen of `width` columns: no number is broken, and no word that fits. What is too wide goes on in a table with the same first
+    column."""
     lines = [[cell.replace(" [", "\n[").replace("] ", "]\n").replace(" p ", "\np ") for cell in row] for row in grid.rows]
     header = [name.replace(", ", ",\n").replace(" ", "\n") for name in grid.header]
     longest = [max(len(line) for cell in column for line in cell.split("\n")) for column in zip(header, *lines, strict=True)]
@@ -37,9 +39,12 @@ def drawn(grid: Grid, width: int) -> list[Table]:
     tables: list[Table] = []
     for block in blocks:
         table = Table(title=None if tables else escape(grid.title), title_justify="left", title_style="bold")
-        table.add_column(header[0], width=first)
+        # A single column that does not fit takes from the first one, and is folded itself where that is not enough.
+        names = min(first, max(width - 4 - sum(longest[c] + 3 for c in block), LEAST))
+        table.add_column(header[0], width=names, overflow="fold")
         for column in block:
-            table.add_column(header[column], justify="left" if header[column] == "augmentation" else "right", width=longest[column])
+            justify: Literal["left", "right"] = "left" if header[column] == "augmentation" else "right"
+            table.add_column(header[column], justify=justify, width=min(longest[column], width - 7 - names), overflow="fold")
         for row in lines:
             table.add_row(*(escape(row[column]) for column in (0, *block)))
         tables.append(table)

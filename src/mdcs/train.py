@@ -113,7 +113,10 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]
     run.folder = folder = run_folder.folder
     epochs = len(read_rows(folder))
     if run.config["trainer"].get("max_time") and epochs < run.config["trainer"]["max_epochs"]:
-        log.info(f"trainer.max_time is over after epoch {epochs} of {trainer.max_epochs}; `mdcs train resume={folder}` goes on")
+        if trainer.is_global_zero:
+            run_folder.open()
+        with closing(run_folder):
+            log.info(f"trainer.max_time is over after epoch {epochs} of {trainer.max_epochs}; `mdcs train resume={folder}` goes on")
         return run
     run.net.float()  # as it will be loaded, whatever it was trained in
     run.load_weights(folder / "checkpoints" / f"{run.config['checkpoint']}.ckpt")
