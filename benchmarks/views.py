@@ -212,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> str:
     text = (
         "# Two views of a batch\n\n"
         f"`OMP_NUM_THREADS=1 python benchmarks/views.py --rounds {rounds}`: both views of each picture, normalised.\n"
-        f"Medians of {rounds} rounds. {versions}, a machine that was busy with other work.\n\n{report(cases, rounds)}\n"
+        f"Medians of {rounds} rounds. {versions}.\n\n{report(cases, rounds)}\n"
     )
     if options.write:
         RESULTS.write_text(text, encoding="utf-8")
