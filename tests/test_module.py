@@ -55,6 +55,12 @@ def test_another_way_that_was_chosen_is_kept() -> None:
     assert optimiser.param_groups[0]["fused"] is None
 
 
+def test_half_precision_on_a_cpu_keeps_the_usual_update() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))], 0.1)
+    use_fused_step(optimiser)
+    assert optimiser.param_groups[0]["fused"] is None
+
+
 def test_an_unknown_compile_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"^model\.compile=fast: expected null, default, reduce-overhead or max-autotune$"):
         built("model.compile=fast")

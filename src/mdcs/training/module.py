@@ -165,8 +165,11 @@ def use_fused_step(optimiser: Optimizer) -> None:
     """Let all weights be updated in one pass, unless the configuration chose another way.
 
     Set here and not by the constructor's argument, for which Lightning would refuse trainer.gradient_clip_val in mixed precision.
+    Weights in half precision on a CPU keep the usual step: the one pass of torch 2.11 updates them wrongly.
     """
     for group in optimiser.param_groups:
+        if any(weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) for weight in group["params"]):
+            continue
         if not any(group.get(name) for name in ("foreach", "differentiable", "maximize", "capturable")) and group["fused"] is None:
             group["fused"] = True
 
