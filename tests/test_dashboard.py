@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mdcs.cli import other_words
+from mdcs.cli import other_words, run_verb
 from mdcs.dashboarding import publish
 from mdcs.errors import UserError
 from mdcs.report.dashboard import dashboard
@@ -83,7 +83,7 @@ def test_number_of_experts_and_split_may_be_others(tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_specification_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other_words("dashboard", ["project=me/trees", "dry_run=true"])
+    run_verb("dashboard", ["project=me/trees", "--dry-run"])  # or dry_run=true
     assert sections(json.loads(capsys.readouterr().out)).keys() == sections(specification(tmp_path)).keys()
 
 

@@ -75,6 +75,8 @@ def run_verb(verb: str, words: list[str]) -> None:
     log.addHandler(screen)
     log.propagate = False  # Hydra gives the root logger a handler in sweeps
     without_advice()
+    if verb == "dashboard":
+        words = ["dry_run=true" if word == "--dry-run" else word for word in words]
     try:
         if any(word.startswith("-") for word in words):
             through_hydra(verb, words)
