@@ -41,14 +41,14 @@ def compare(runs: list[str], output: str | None = None, reference: str | None = 
     older = [run.folder for method in methods for run in method.runs if "nll" not in run.scores]
     notes += [f"{folder}/scores.json has no NLL; `mdcs evaluate run={folder}` adds it" for folder in older]
     grids = [scores_grid(methods), costs_grid(methods)] + ([tests_grid(tested, base)] if tested else [])
-    for grid in grids:
-        screen().print(*drawn(grid, screen().width), sep="\n")
-    for note in notes:
-        screen().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     rows = [figures(method, next((row for row in tested if row["method"] == method.name), None)) for method in methods]
     place = Path(output) if output else Path("runs/comparisons") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     write(place, grids, notes, rows)
     plot(place, methods)
+    for grid in grids:  # after the files, which a reader who closes the pipe early still gets
+        screen().print(*drawn(grid, screen().width), sep="\n")
+    for note in notes:
+        screen().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     screen().print(f"tables and figures: {place}", highlight=False, soft_wrap=True, markup=False)
     return {"methods": rows, "reference": base.name, "notes": notes}
 
