@@ -38,7 +38,7 @@ class Distilled(torch.autograd.Function):
 
     as the first view's part in KL has no gradient. `logits` (2, B, K, C), `bias` (K, C) and `targets` (B, C), whose rows sum to 1, are of
     one floating type; `labels` (B,) or none. Returns L, CE, KL () and the mask S_k (B, K, 1); only L has a gradient, with respect to the
-    logits, and only a first one. torch.compile does not look inside.
+    logits, and only a first one.
     """
 
     @staticmethod
