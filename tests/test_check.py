@@ -87,9 +87,10 @@ def test_files_that_are_missing_empty_damaged_or_beside_the_others(
     damaged = root / "data_256/a/scene 0/0.jpg"
     damaged.write_bytes(damaged.read_bytes()[:400])
     (root / "val_256/other.txt").touch()
+    (root / "val_256/Thumbs.db").touch()
     told = off(capsys, *places)
-    assert "1 of 15 are missing: val_256/0.jpg" in told and "1 of 15 are empty: val_256/1.jpg" in told
-    assert "1 of 13 cannot be: data_256/a/scene 0/0.jpg" in told and "1 other files lie in the same folders" in told
+    assert "1 of 15 missing: val_256/0.jpg" in told and "1 of 15 empty: val_256/1.jpg" in told
+    assert "1 of 13 cannot be: data_256/a/scene 0/0.jpg" in told and "1 other file in the same folders" in told
     assert told.endswith("something is off with this dataset: files, decoding")
     assert all(file.read_bytes() == content for file, content in before.items() if file.parent.name == "Places_LT" or "9.jpg" in file.name)
     assert "decoding off" not in off(capsys, *places, "sample=1") and "no picture was decoded" in off(capsys, *places, "sample=0")
@@ -100,7 +101,7 @@ def test_a_picture_in_two_splits(places: list[str], tmp_path: Path, capsys: pyte
     with open(tmp_path / "Places/Places_LT/Places_LT_val.txt", "a") as file:
         file.write("val_256/0.jpg 0\n")
     told = off(capsys, *places)
-    assert "1 pictures are in val and test, the first being val_256/0.jpg" in told and told.endswith("dataset: splits")
+    assert "1 picture listed in val and in test, the first being val_256/0.jpg" in told and told.endswith("dataset: splits")
 
 
 def test_a_list_that_cannot_be_read(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,13 +115,14 @@ def test_no_picture_at_all(places: list[str], tmp_path: Path, capsys: pytest.Cap
     for file in (tmp_path / "Places").rglob("*.jpg"):
         file.unlink()
     told = off(capsys, *places)
-    assert "15 of 15 are missing" in told and told.endswith("files, views") and not (tmp_path / "sheet.png").exists()
+    assert "15 of 15 missing" in told and told.endswith("files, views") and not (tmp_path / "sheet.png").exists()
 
 
-def test_a_class_with_one_picture_is_a_note(places: list[str], tmp_path: Path) -> None:
+def test_a_class_with_one_picture_is_a_note(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "Places/Places_LT/Places_LT_train.txt"
     file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if "scene 2/1" not in line))
-    assert checked(*places)["classes"] == Finding("classes", "note", "1 have a single training picture: scene 2")
+    assert checked(*places)["classes"] == Finding("classes", "note", "1 class (scene 2) has a single picture to train on")
+    assert capsys.readouterr().out.endswith("nothing is off; 1 note to read\n")
 
 
 def test_own_pictures_in_a_folder(tmp_path: Path) -> None:
@@ -252,13 +254,19 @@ def test_from_the_command_line(
     assert code == 2 and not out and error.startswith("mdcs: smaple: there is no such setting")
 
 
-def test_all_that_is_wrong_with_a_folder_is_found_at_once(tmp_path: Path) -> None:
+def test_all_that_is_wrong_with_a_folder_is_found_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("ant", "bee"):
         (tmp_path / "own" / name).mkdir(parents=True)
         for row in range(4):
             Image.fromarray(np.full((16, 16, 3), 50 * row, np.uint8)).save(tmp_path / "own" / name / f"{row}.png")
     (tmp_path / "own" / "ant" / "text.png").write_bytes(b"text")
     (tmp_path / "own" / "bee" / "short.png").write_bytes((tmp_path / "own" / "bee" / "1.png").read_bytes()[:60])
-    with pytest.raises(SystemExit) as end:
-        checked("data=folder", f"data.root={tmp_path / 'own'}", f"output={tmp_path / 'sheet.png'}")
-    assert end.value.code == 1 and (tmp_path / "sheet.png").exists()
+    (tmp_path / "own" / "bee" / "copy.png").write_bytes((tmp_path / "own" / "bee" / "1.png").read_bytes())
+    words = ["data=folder", f"data.root={tmp_path / 'own'}", f"output={tmp_path / 'sheet.png'}", "data.val_fraction=0.5"]
+    told = off(capsys, *words)
+    assert (tmp_path / "sheet.png").exists() and told.endswith("something is off with this dataset: decoding")
+    assert "data.image_size=32" in told and "9 pictures read into memory" in told and "9 pictures decoded when read" in told
+    reasons = "bee/short.png (image file is truncated), ant/text.png (it is no JPEG"
+    assert "decoding off 2 of 11 pictures cannot be read, so left out: " in told and all(part in told for part in reasons.split(", "))
+    assert "splits note " in told and "of val are in train too, byte for byte" in told
+    assert not [finding for finding in checked(*words, "data.on_bad=skip", "overwrite=true").values() if finding.state == "off"]

@@ -322,7 +322,7 @@ def test_pictures_in_class_folders(tmp_path: Path, form: str, top: str) -> None:
     everything = sorted(f"{top}{name}" for name in fake_pictures() if name.startswith("train"))
     assert [everything[position] for position in splits.train.positions] == list(splits.train.paths)
     assert any("not the official one" in note for note in splits.notes)
-    assert any("1 files that are no pictures" in note and "notes.txt" in note for note in splits.notes)
+    assert any("1 file of other kinds than pictures" in note and "notes.txt" in note for note in splits.notes)
 
 
 def test_folder_and_zip_agree(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_class_folders(tmp_path: Path, form: str, top: str) -> None:
     assert torch.bincount(splits.val.labels).tolist() == [2, 1, 1]
     assert splits.classes.counts.tolist() == [18, 9, 2]
     assert sorted([*splits.train.paths, *splits.val.paths]) == sorted(top + name for name in PLAIN)
-    assert noted(splits, "1 files that are no pictures", "notes.txt")
+    assert noted(splits, "1 file of other kinds than pictures", "notes.txt")
     assert noted(splits, "the pictures are those in", top) == bool(top)
 
 
@@ -134,7 +134,7 @@ def test_a_folder_of_folders_that_hold_splits(tmp_path: Path) -> None:
     root = write(tmp_path, {f"mine/{name}": content for name, content in SPLIT.items()} | {"extra/1.png": picture((0, 0, 0))})
     splits = small(root)
     check_pixels(splits)
-    assert noted(splits, "1 pictures", "no class folder", "extra (1)") and noted(splits, "those in mine/")
+    assert noted(splits, "1 picture in no class folder: extra (1)") and noted(splits, "those in mine/")
     write(tmp_path, {f"yours/{name}": content for name, content in SPLIT.items()})
     with pytest.raises(UserError, match=r"several do: mine/, yours/; set data\.root to one"):
         small(root)
@@ -145,13 +145,13 @@ def test_nested_class_folders_and_pictures_beside_them(tmp_path: Path) -> None:
     splits = small(write(tmp_path, PLAIN | nested))
     assert splits.counts_before_validation == (20, 11, 3)
     assert noted(splits, "a class is the first folder", "Ähre/deep/er", "of class 'Ähre'")
-    assert noted(splits, "1 pictures", "lie in no class folder", "at the top (1)")
+    assert noted(splits, "1 picture in no class folder: at the top (1)")
 
 
 def test_train_is_a_class_where_it_holds_no_folders(tmp_path: Path) -> None:
     splits = small(write(tmp_path, classes({"bus": 4, "train": 5})))
     assert splits.classes.names == ("bus", "train") and splits.counts_before_validation == (4, 5)
-    assert noted(small(write(tmp_path, SPLIT)), "lie in no class folder")  # now it does
+    assert noted(small(write(tmp_path, SPLIT)), "in no class folder")  # now it does
 
 
 @pytest.mark.parametrize(
@@ -231,11 +231,24 @@ def test_size_follows_from_the_pictures(tmp_path: Path, side: int, expected: int
     source = Folder(str(write(tmp_path, files)), on_bad="skip")
     survey = source.survey()
     assert survey.image_size == expected and survey.num_pictures == 9
-    assert "9 pictures in 2 classes" in survey.lines[0]
+    assert ": 9 train pictures in 2 classes; data.val_fraction=0.1 of train becomes val, class by class; " in survey.lines[0]
     assert f"{side} pixels in the median of 8 pictures, from {side} to 800" in survey.lines[1]
     splits = source.splits()
     assert splits.train.images.shape[1:] == (3, expected, expected)
     assert isinstance(splits.train.images, Tensor if expected <= 64 else Files)
+
+
+def test_survey_says_how_the_pictures_are_divided(tmp_path: Path) -> None:
+    divided = Folder(str(write(tmp_path / "all", SPLIT))).survey().lines[0]
+    assert divided == f"{tmp_path / 'all'}: 12 train + 6 val + 6 test pictures in 3 classes"
+    some = Folder(str(tmp_path / "all"), classes=["Ähre"]).survey().lines[0]
+    assert some.endswith(": 4 train + 2 val + 2 test pictures in 1 class")
+    without_val = {name: content for name, content in SPLIT.items() if not name.startswith("val")}
+    divided = Folder(str(write(tmp_path / "no val.zip", without_val)), val_fraction=0.25).survey().lines[0]
+    assert divided.endswith("12 train + 6 test pictures in 3 classes; data.val_fraction=0.25 of train becomes val, class by class")
+    without_test = {name: content for name, content in SPLIT.items() if not name.startswith("test")}
+    divided = Folder(str(write(tmp_path / "no test", without_test))).survey().lines[0]
+    assert divided.endswith("12 train + 6 val pictures in 3 classes; the run is scored on val, as there is no test")
 
 
 def test_survey_of_chosen_classes_and_of_nothing_readable(tmp_path: Path) -> None:
@@ -289,7 +302,7 @@ def test_bad_pictures_stop(tmp_path: Path, form: str, image_size: int) -> None:
 def test_bad_pictures_are_left_out(tmp_path: Path, form: str, image_size: int) -> None:
     splits = Folder(str(write(tmp_path / form, PLAIN | BAD)), image_size=image_size, on_bad="skip").splits()
     assert splits.counts_before_validation == (20, 8, 2)
-    assert noted(splits, "3 of 33 pictures cannot be read and were left out", *BAD)
+    assert noted(splits, "3 of 33 pictures cannot be read, so left out: ", *BAD) and noted(splits, "Ähre/004.png (the file is empty)")
     for pictures in splits.named().values():
         assert not set(pictures.paths) & set(BAD)
         assert pictures.plain(torch.arange(len(pictures.labels))).shape[1:] == (3, image_size, image_size)
@@ -331,8 +344,8 @@ def test_broken_links_are_named(tmp_path: Path) -> None:
 def test_duplicates_across_splits(tmp_path: Path, form: str) -> None:
     same = SPLIT["train/Ähre/000.png"]
     splits = small(write(tmp_path / form, SPLIT | {"test/图片/900.png": same, "val/Ähre/901.png": same}))
-    assert noted(splits, "1 pictures of test are in train", "test/图片/900.png = train/Ähre/000.png")
-    assert noted(splits, "1 pictures of val are in train", "val/Ähre/901.png = train/Ähre/000.png")
+    assert noted(splits, "1 picture of test is in train too, byte for byte", "test/图片/900.png = train/Ähre/000.png")
+    assert noted(splits, "1 picture of val is in train too, byte for byte", "val/Ähre/901.png = train/Ähre/000.png")
     assert len(splits.notes) == 2
 
 

@@ -148,9 +148,12 @@ def test_half_an_archive(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_tar_that_ends_within_a_header(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [1024, 1100, 2048, 2560, 2559])  # after a.jpg, in the header of b.jpg, after b.jpg, after all, before
+def test_a_tar_without_its_end(tmp_path: Path, length: int) -> None:
     path = write(tmp_path, "plain.tar", {"a.jpg": b"a", "b.jpg": b"b"})
-    path.write_bytes(path.read_bytes()[:1100])
+    path.write_bytes(path.read_bytes()[:3072])
+    open_store(path)  # a single block of zeros is enough
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(UserError, match="it looks cut short"):
         open_store(path)
 

@@ -99,9 +99,9 @@ def test_whole_numbers_as_labels(tmp_path: Path) -> None:
 def test_repeated_rows(tmp_path: Path) -> None:
     write(tmp_path, PLAIN)
     splits = splits_of(table(tmp_path, [*ROWS, ROWS[0], (f"./{ROWS[1][0]}", ROWS[1][1])]))
-    assert splits.counts_before_validation == (20, 10, 3) and noted(splits, "2 rows", "repeat a picture")
+    assert splits.counts_before_validation == (20, 10, 3) and noted(splits, "2 rows that repeat a picture")
     rows = [(path, label, "train") for path, label in ROWS] + [(*ROWS[0], "test")]
-    assert noted(splits_of(table(tmp_path, rows, "path,label,split")), "1 pictures of test are in train too")
+    assert noted(splits_of(table(tmp_path, rows, "path,label,split")), "1 picture of test is in train too, byte for byte")
 
 
 def test_settings_of_a_folder_hold(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from mdcs.data.decode import Decoded
 from mdcs.data.files import Files
 from mdcs.data.folder import LEFT_OUT, SMALL
 from mdcs.data.module import LongTailData
-from mdcs.data.splits import DataSource, Pictures, Splits, listed
-from mdcs.data.store import Directory, Store
-from mdcs.data.survey import evenly, in_threads, refusals
+from mdcs.data.splits import DataSource, Pictures, Splits, having, listed, several
+from mdcs.data.store import Directory, Store, is_hidden
+from mdcs.data.survey import COPIES, evenly, in_threads, refusals
 from mdcs.errors import UserError
 from mdcs.instantiate import check_arguments, instantiate
 from mdcs.output import check_output, complete_or_absent, numbered
@@ -65,7 +65,7 @@ def check(
     for key in ("root", "file"):
         if data.get(key) and not data.get("download") and not os.path.exists(data[key]):
             raise UserError(f"data.{key}={data[key]}: there is no such file or folder; data/README.md says how each dataset is laid out")
-    data, augment = with_choices(data, augment)
+    data, augment, findings = with_choices(data, augment)
     strict = data.get("on_bad") == "stop"  # here the rest is looked at, too
     source = make_source({**data, "on_bad": "skip"} if strict else data)
     try:
@@ -76,7 +76,9 @@ def check(
     check_arguments(LongTailData, loader, "data", {"splits": splits})
     splits = LongTailData(splits, **loader).splits  # as the loaders of a run crop them
     files, good = of_files(splits)
-    findings = [Finding("note", "off" if strict and LEFT_OUT in note else "note", note) for note in splits.notes]
+    for note in splits.notes:
+        what = "decoding" if LEFT_OUT in note else "splits" if COPIES in note else "dataset"
+        findings.append(Finding(what, "off" if strict and LEFT_OUT in note else "note", note))
     findings += [of_counts(splits, published(data)), *files]
     findings += [of_sample(splits, good, sample), of_overlap(splits), *of_single_pictures(splits)]
     findings.append(of_views(splits, source, augment, seed, place))
@@ -91,14 +93,16 @@ def name_of(data: Mapping[str, Any]) -> str:
     return str(data.get("dataset") or (f"{source}{data['num_classes']}" if source == "cifar" else source))
 
 
-def with_choices(data: Mapping[str, Any], augment: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Settings in which what is left to the pictures is decided, as `mdcs train` does."""
+def with_choices(data: Mapping[str, Any], augment: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any], list[Finding]]:
+    """Settings in which what is left to the pictures is decided, as `mdcs train` does; and what was found on the way."""
+    findings = []
     if data.get("image_size") == AUTO:
-        source = make_source(data)
-        data = {**data, "image_size": source.survey().image_size}
+        survey = make_source(data).survey()
+        data = {**data, "image_size": survey.image_size}
+        findings.append(Finding("size", "ok", f"{survey.lines[-1]}; data.image_size={survey.image_size}"))
     if augment.get("_target_") == AUTO:
         augment = config.plain(config.compose("train", [f"augment={'cifar' if data['image_size'] <= SMALL else 'imagenet'}"]))["augment"]
-    return data, augment
+    return data, augment, findings
 
 
 def of_counts(splits: Splits, facts: Facts | None) -> Finding:
@@ -146,14 +150,14 @@ def of_files(splits: Splits) -> tuple[list[Finding], dict[str, np.ndarray]]:
         if isinstance(store, Directory):
             folders |= {os.path.dirname(os.path.join(store.root, path)) for path in pictures.paths}
     if not good:
-        return [Finding("files", "ok", "all pictures were read into memory")], good
+        return [Finding("files", "ok", f"{several(_total(splits), 'picture')} read into memory")], good
     total = sum(map(len, there)) + len(bad["missing"])
-    findings = [Finding("files", "off", f"{len(of):,} of {total:,} are {what}: {listed(of, NAMED)}") for what, of in bad.items() if of]
+    findings = [Finding("files", "off", f"{len(of):,} of {total:,} {what}: {listed(of, NAMED)}") for what, of in bad.items() if of]
     if not findings:
         size = f"{content / 2**30:,.0f} GiB" if content > 10 * 2**30 else f"{content / 2**20:,.1f} MiB"
         findings.append(Finding("files", "ok", f"all {total:,} are there, {size}"))
     if (others := _files_in(folders) - len(np.unique(np.concatenate(there)))) > 0:
-        findings.append(Finding("files", "ok", f"{others:,} other files lie in the same folders"))
+        findings.append(Finding("files", "ok", f"{several(others, 'other file')} in the same folders"))
     return findings, good
 
 
@@ -161,6 +165,10 @@ def stored_in(pictures: Pictures) -> Store | None:
     """Where pictures lie that are decoded when they are asked for."""
     picture = pictures.images.picture if isinstance(pictures.images, Files) else None
     return picture.store if isinstance(picture, Decoded) else None
+
+
+def _total(splits: Splits) -> int:
+    return sum(len(pictures.labels) for pictures in splits.named().values())
 
 
 def _size(store: Store, paths: Sequence[str], row: int) -> int:
@@ -182,7 +190,7 @@ def _files_in(folders: set[str]) -> int:
 
     def count(place: int) -> int:
         with os.scandir(names[place]) as entries:
-            return sum(entry.is_file() and not entry.name.startswith(".") for entry in entries)
+            return sum(entry.is_file() and not is_hidden(entry.name) for entry in entries)
 
     return sum(in_threads(count, len(names), "looking into folders"))
 
@@ -190,7 +198,7 @@ def _files_in(folders: set[str]) -> int:
 def of_sample(splits: Splits, good: Mapping[str, np.ndarray], sample: int | Literal["all"]) -> Finding:
     """Can pictures be decoded? `good` has the rows of each split to choose from; splits that it leaves out were decoded already."""
     if not good:
-        return Finding("decoding", "ok", "all pictures were decoded when they were read")
+        return Finding("decoding", "ok", f"{several(_total(splits), 'picture')} decoded when read")
     names = list(good)
     ends = np.cumsum([len(good[name]) for name in names])
     total = int(ends[-1])
@@ -215,7 +223,7 @@ def of_sample(splits: Splits, good: Mapping[str, np.ndarray], sample: int | Lite
 
 
 def of_overlap(splits: Splits) -> Finding:
-    """Is a picture in two splits? By the place that it comes from."""
+    """Is a picture listed in two splits? By its place: whether two files have the same bytes is another question."""
     parts = list(splits.named().items())
     found = []
     for number, (name, pictures) in enumerate(parts):
@@ -224,14 +232,14 @@ def of_overlap(splits: Splits) -> Finding:
             shared = np.intersect1d(hashes, _hashes(others.paths))
             if len(shared):
                 first = pictures.paths[int(np.flatnonzero(hashes == shared[0])[0])]
-                found.append(f"{len(shared):,} pictures are in {name} and {other}, the first being {first}")
-    return Finding("splits", "off", "; ".join(found)) if found else Finding("splits", "ok", "no picture is in two of them")
+                found.append(f"{several(len(shared), 'picture')} listed in {name} and in {other}, the first being {first}")
+    return Finding("splits", "off", "; ".join(found)) if found else Finding("splits", "ok", "no picture is listed in two of them")
 
 
 def of_single_pictures(splits: Splits) -> list[Finding]:
     """Which classes have one training picture?"""
     single = [splits.classes.names[label] for label in (splits.classes.counts == 1).nonzero()[:, 0].tolist()]
-    return [Finding("classes", "note", f"{len(single)} have a single training picture: {listed(single)}")] if single else []
+    return [Finding("classes", "note", f"{having(single)} a single picture to train on")] if single else []
 
 
 def of_views(splits: Splits, source: DataSource, augment: Mapping[str, Any], seed: int, place: Path) -> Finding:
@@ -243,7 +251,7 @@ def of_views(splits: Splits, source: DataSource, augment: Mapping[str, Any], see
     sheet = contact_sheet(splits.train, rows, made, splits.classes, seed)
     with complete_or_absent(place) as part:
         sheet.save(part, format="PNG")
-    return Finding("views", "ok", f"{len(rows)} pictures, weak and strong views")
+    return Finding("views", "ok", f"weak and strong views of {several(len(rows), 'picture')}")
 
 
 def told(findings: Sequence[Finding], sheet: Path | None = None) -> list[Finding]:
@@ -261,5 +269,6 @@ def told(findings: Sequence[Finding], sheet: Path | None = None) -> list[Finding
     if off:
         console.print(Text(f"something is off with this dataset: {', '.join(dict.fromkeys(off))}"))
         raise SystemExit(1)
-    console.print("nothing is off")
+    notes = sum(finding.state == "note" for finding in findings)
+    console.print("nothing is off" + f"; {several(notes, 'note')} to read" * bool(notes), highlight=False)
     return list(findings)

@@ -14,14 +14,14 @@ from torch import Tensor
 from mdcs.data.crops import Crop
 from mdcs.data.decode import Decoded, measured
 from mdcs.data.files import Files
-from mdcs.data.splits import DataSource, Listing, Source, Splits, Survey, having, listed, long_tailed_splits
+from mdcs.data.splits import DataSource, Listing, Source, Splits, Survey, having, listed, long_tailed_splits, several
 from mdcs.data.store import Store, open_store
 from mdcs.data.survey import duplicates, evenly, refusals, survey
 from mdcs.data.tree import Part, class_tree
 from mdcs.errors import UserError
 
 SMALL = 64  # pixels; squares up to this side are kept in memory
-LEFT_OUT = "cannot be read and were left out"
+LEFT_OUT = "cannot be read, so left out"  # the mark of a sentence on such pictures
 MOST_COMPARED = 1000  # classes whose names are compared with one another
 MOST_MEASURED = 50_000  # pictures whose header is read at the start; all of a million would take minutes
 
@@ -77,9 +77,17 @@ class Folder(DataSource):
     def survey(self) -> Survey:
         """From the headers of up to 1,000 training pictures."""
         own = self.listed()
+        wanted = [label for label, name in enumerate(own.names) if self.classes is None or name in self.classes]
+        kept = {split: np.flatnonzero(np.isin(part.labels, wanted)) for split, part in own.parts.items()}
         train = own.parts["train"]
-        kept = np.isin(train.labels, [label for label, name in enumerate(own.names) if self.classes is None or name in self.classes])
-        return survey(own.store, train.paths.take(np.flatnonzero(kept)), len(np.unique(train.labels[kept])))
+        num_classes = len(np.unique(train.labels[kept["train"]]))
+        sizes = " + ".join(f"{len(of):,} {split}" for split, of in kept.items())
+        divided = f"{sizes} pictures in {num_classes} class{'es' * (num_classes > 1)}"
+        if "val" not in kept and self.val_fraction:
+            divided += f"; data.val_fraction={self.val_fraction:g} of train becomes val, class by class"
+        if "test" not in kept:
+            divided += "; the run is scored on val, as there is no test"
+        return survey(own.store, train.paths.take(kept["train"]), divided)
 
     def splits(self) -> Splits:
         """List, check and, where they are small, read all pictures."""
@@ -119,11 +127,12 @@ class Folder(DataSource):
         if bad and self.on_bad == "stop":
             raise UserError(
                 f"{len(bad)} of {total:,} pictures cannot be used: {listed(list(bad.values()), 3)}; "
-                "replace or remove them, or leave them out with data.on_bad=skip"
+                "replace or remove them (mdcs check names more), or leave them out with data.on_bad=skip"
             )
         notes = source.notes
         if bad:
-            notes += (f"{len(bad)} of {total:,} pictures {LEFT_OUT}: {listed(list(bad), 100)}",)
+            why = [f"{name} ({said.rpartition(' cannot be read')[2].partition('(')[2]}" for name, said in bad.items()]
+            notes += (f"{len(bad):,} of {several(total, 'picture')} {LEFT_OUT}: {listed(why, 100)}",)
         return source._replace(train=listings["train"], val=listings.get("val"), test=listings.get("test"), notes=notes)
 
 

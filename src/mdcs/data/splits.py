@@ -168,6 +168,11 @@ def having(names: Sequence[str]) -> str:
     return f"{len(names)} {'classes' if len(names) > 1 else 'class'} ({listed(names)}) {'have' if len(names) > 1 else 'has'}"
 
 
+def several(count: int, noun: str) -> str:
+    """1 picture; 2 pictures."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def listed(names: Sequence[str], most: int = 10) -> str:
     """The first few names, for a sentence."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -255,8 +255,8 @@ def _open_tar(root: Path) -> Archive:
                 method = STORED if member.sparse is None else OTHER
                 members[name] = (member.offset_data, member.size, member.size, method, -1)
         size = root.stat().st_size if unpacked is None else len(unpacked)
-        if 0 < size - archive.offset < tarfile.BLOCKSIZE:  # in a header, which tarfile takes for the end
-            raise EOFError("unexpected end of data")
+        if size - archive.offset < tarfile.BLOCKSIZE:  # cut between members or in a header, which tarfile takes for the end
+            raise EOFError("it lacks the zeros that end a tar")
     for name, target in links.items():
         if target in members:
             members[name] = members[target]

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from mdcs.data.decode import measured
-from mdcs.data.splits import Survey
+from mdcs.data.splits import Survey, several
 from mdcs.data.store import Store
 from mdcs.errors import UserError
 
@@ -20,6 +20,7 @@ SIZES = (32, 64, 128, 224)  # pixels, that image_size=auto chooses from
 LOOKED_AT = 1_000  # pictures of a survey
 MOST_COMPARED = 200_000  # pictures that are searched for duplicates; more would delay the start by minutes
 SECONDS_UNTIL_BAR = 2.0
+COPIES = "too, byte for byte"  # the mark of a sentence on duplicates
 THREADS = 8
 CHUNK = 32  # pictures that a thread takes at once
 T = TypeVar("T")
@@ -30,8 +31,8 @@ def suitable_size(side: float) -> int:
     return min(SIZES, key=lambda size: abs(size - side))
 
 
-def survey(store: Store, paths: Sequence[str], num_classes: int) -> Survey:
-    """Headers of up to 1,000 of the pictures, evenly spread. UserError if none of them can be read."""
+def survey(store: Store, paths: Sequence[str], divided: str) -> Survey:
+    """Headers of up to 1,000 of the pictures, evenly spread. UserError if none of them can be read. `divided` says into which splits."""
     chosen = evenly(len(paths), LOOKED_AT)
 
     def look(place: int) -> int | str:
@@ -47,8 +48,8 @@ def survey(store: Store, paths: Sequence[str], num_classes: int) -> Survey:
     median = int(np.median(sides))
     spread = f", from {min(sides)} to {max(sides)}" if min(sides) < max(sides) else ""
     lines = (
-        f"{store.root}: {len(paths):,} pictures in {num_classes} class{'es' * (num_classes > 1)} to train and validate on",
-        f"short side: {median} pixels in the median of {len(sides):,} pictures{spread}",
+        f"{store.root}: {divided}",
+        f"short side: {several(median, 'pixel')} in the median of {several(len(sides), 'picture')}{spread}",
     )
     return Survey(suitable_size(median), len(paths), lines)
 
@@ -95,7 +96,8 @@ def duplicates(store: Store, splits: Mapping[str, Sequence[str]]) -> list[str]:
             pairs = found.setdefault((other, in_splits[0]), [])
             pairs += [(name, first[in_splits[0]]) for split, name in group if split == other]
     return [
-        f"{len(pairs)} pictures of {held_out} are in {split} too, byte for byte, the first being {pairs[0][0]} = {pairs[0][1]}: "
+        f"{several(len(pairs), 'picture')} of {held_out} {'is' if len(pairs) == 1 else 'are'} in {split} {COPIES}, the first being "
+        f"{pairs[0][0]} = {pairs[0][1]}: "
         f"scores on {held_out} are too good"
         for (held_out, split), pairs in found.items()
     ]

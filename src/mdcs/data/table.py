@@ -10,7 +10,7 @@ import numpy as np
 
 from mdcs.data.folder import Folder, Own
 from mdcs.data.paths import Paths
-from mdcs.data.splits import listed
+from mdcs.data.splits import listed, several
 from mdcs.data.store import Directory, Store, open_store
 from mdcs.data.survey import evenly
 from mdcs.data.text import PATH_COLUMNS, read_text, rows_of
@@ -56,7 +56,7 @@ class Table(Folder):
         others = [column for column in range(len(header)) if column not in place.values()]
         meta, notes = _meta({header[column]: [row[column] for row in rows] for column in others})
         kept, repeated = _once(paths, labels, splits, file)
-        notes += [f"{repeated} rows of {file} repeat a picture and were left out"] if repeated else []
+        notes += [f"left out of {file}: {several(repeated, 'row')} that repeat a picture"] if repeated else []
 
         names = in_order(labels)
         label_of = {name: label for label, name in enumerate(names)}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mdcs.data.paths import Paths
-from mdcs.data.splits import listed
+from mdcs.data.splits import listed, several
 from mdcs.data.store import Store, is_picture
 from mdcs.errors import UserError
 
@@ -85,10 +85,11 @@ def class_tree(store: Store) -> Tree:
         notes.append(f"a class is the first folder: pictures in {nested[0]} are of class '{_first(nested[0], split_folders.values())}'")
     if astray:
         some = listed([f"{folder or 'at the top'} ({len(of)})" for folder, of in sorted(astray.items())], 3)
-        notes.append(f"{sum(map(len, astray.values()))} pictures of {store.root} lie in no class folder and were left out: {some}")
+        outside = several(sum(map(len, astray.values())), "picture")
+        notes.append(f"left out of {store.root}: {outside} in no class folder: {some}")
     others = [name for name in others if _first(name.rpartition("/")[0], split_folders.values())]
     if others:
-        notes.append(f"{len(others)} files that are no pictures were left out of {store.root}, the first being {others[0]}")
+        notes.append(f"left out of {store.root}: {several(len(others), 'file')} of other kinds than pictures, the first being {others[0]}")
     return Tree(names, parts, tuple(notes))
 
 
