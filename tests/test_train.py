@@ -171,6 +171,21 @@ def test_steps_that_do_not_fill_an_epoch_are_not_kept(tmp_path: Path) -> None:
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "steps", "short"),
+    [
+        (["trainer.max_steps=2"], 10, "limit_train_batches=2"),
+        (["trainer.max_steps=2", "trainer.accumulate_grad_batches=4"], 10, "limit_train_batches=8"),
+        (["trainer.max_steps=2", "trainer.limit_train_batches=0.3"], 3, "limit_train_batches=2"),
+    ],
+)
+def test_a_run_of_less_than_an_epoch_is_refused(words: list[str], steps: int, short: str, tmp_path: Path) -> None:
+    reason = rf"^trainer\.max_steps=2: an epoch has {steps} steps, and only whole ones are kept; for a short try set trainer\.{short} "
+    with pytest.raises(UserError, match=reason):
+        mdcs.run([*words, "model.num_experts=1", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_epoch_on_validation_predicts_if_asked(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     mdcs.run(["trainer.max_epochs=3", "checkpoint=best", "data.val_fraction=0.3", "model.num_experts=1", f"hydra.run.dir={folder}"])

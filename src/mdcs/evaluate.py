@@ -100,11 +100,14 @@ def epoch_of(folder: Path, name: str) -> int | None:
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
-    """The run with the weights of `checkpoint`, and a dataset with the same class names."""
+    """The run with the weights of `checkpoint`, and a dataset with the same class names.
+
+    Other pictures are seen once, so the cache that the run was trained from is not built for them, too.
+    """
     if not data:
         return load(folder).load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
     changed = {key: absolute(value) if key == "root" else value for key, value in data.items()}
-    run = build({**cfg, "data": {**cfg["data"], **changed}}, classes_from_json(folder / "classes.json"))
+    run = build({**cfg, "data": {**cfg["data"], "cache": None, **changed}}, classes_from_json(folder / "classes.json"))
     if run.splits.classes.names != run.classes.names:
         raise UserError(f"data: the classes differ from those of {folder}, which was trained on {', '.join(run.classes.names[:5])} ...")
     return run.load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")

@@ -89,14 +89,10 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]
     trainer = make_trainer(run.config, run_folder, run.splits.val is not None)
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
-    micro_batch = run.config["data"]["batch_size"] // trainer.accumulate_grad_batches
-    interval, steps = run.config["trainer"].get("val_check_interval"), -(-facts["train_pictures"] // micro_batch)
-    if isinstance(interval, int) and interval > steps and run.splits.val is not None:
-        raise UserError(f"trainer.val_check_interval={interval}: an epoch has {steps} steps, expected at most as many")
-
     last = folder / "checkpoints" / "last.ckpt"
     if last.exists():
         read_checkpoint(last)  # refuses a damaged one before anything is changed
+    refuse_unkept_steps(trainer, run, facts["train_pictures"], last.exists())
     try:
         trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if last.exists() else None, weights_only=True)
     except SIGTERMException:
@@ -134,6 +130,19 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]
                 log.info(f"report: {write_report(folder, run.splits.named()[run.splits.scored])}")
         logger.conclude(epochs, lambda: results(folder))
     return run
+
+
+def refuse_unkept_steps(trainer: pl.Trainer, run: Run, num_pictures: int, begun: bool) -> None:
+    """UserError for a trainer.val_check_interval beyond an epoch, and a trainer.max_steps within the first one (`begun`: it is over)."""
+    interval, micro_batches = run.config["trainer"].get("val_check_interval"), trainer.accumulate_grad_batches
+    steps = -(-num_pictures // (run.config["data"]["batch_size"] // micro_batches))
+    if isinstance(interval, int) and interval > steps and run.splits.val is not None:
+        raise UserError(f"trainer.val_check_interval={interval}: an epoch has {steps} steps, expected at most as many")
+    limit, most = trainer.limit_train_batches, trainer.max_steps
+    taken = -(-(min(limit, steps) if isinstance(limit, int) else int(limit * steps)) // micro_batches)
+    if 0 <= most < taken and not begun:
+        short = f"trainer.limit_train_batches={max(1, most * micro_batches)} trainer.max_epochs=1"
+        raise UserError(f"trainer.max_steps={most}: an epoch has {taken} steps, and only whole ones are kept; for a short try set {short}")
 
 
 @contextmanager
