@@ -14,7 +14,7 @@ from mdcs.augment.views import Augment
 from mdcs.check import Finding, check, name_of, of_counts
 from mdcs.cli import main
 from mdcs.config import compose, plain
-from mdcs.contact_sheet import COLUMNS, LABELS, LINE, MARGIN, contact_sheet, example_rows
+from mdcs.contact_sheet import COLUMNS, LABELS, LINE, MARGIN, contact_sheet, example_rows, font_for
 from mdcs.data.benchmarks import CIFAR, INATURALIST_MINI, PLACES_LT, published
 from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
@@ -212,6 +212,15 @@ def test_the_sheet_shows_the_pixels_that_are_trained_on() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- command line
+
+
+def test_class_names_are_drawn_in_a_font_that_has_their_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stix = font_for("a").with_name("STIXGeneral.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(tmp_path / "broken.ttf"), str(stix), str(font_for("a"))])
+    assert font_for("große Äpfel\n1 picture").name == "DejaVuSans.ttf"
+    assert font_for("\N{APL FUNCTIONAL SYMBOL CIRCLE STILE}") == stix
+    assert font_for("\N{LINEAR B SYLLABLE B008 A}").name == "DejaVuSans.ttf"  # none has it
 
 
 def test_wrong_settings_are_no_finding(places: list[str], tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _drawn(pixels: np.ndarray, texts: list[str]) -> Image.Image:
     larger = max(1, CELL // max(height, width))
     width, height = width * larger, height * larger
     sheet = Image.new("RGB", (LABELS + columns * (width + MARGIN), LINE + MARGIN + rows * (height + MARGIN)), "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(font_for("".join(texts)), 12)
     for column, name in enumerate(COLUMNS):
         draw.text((LABELS + column * (width + MARGIN), MARGIN / 2), name, "black", font)
     for row, text in enumerate(texts):
@@ -72,11 +72,21 @@ def _drawn(pixels: np.ndarray, texts: list[str]) -> Image.Image:
     return sheet
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    """The one that matplotlib brings: Pillow's own lacks all but ASCII."""
+def font_for(words: str) -> Path:
+    """The file of the font that matplotlib brings (Pillow's own lacks all but ASCII), or of an installed one that has letters it lacks."""
     import matplotlib
+    from matplotlib.font_manager import findSystemFonts
+    from matplotlib.ft2font import FT2Font
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 12)
+    ours = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    lacking = {ord(letter) for letter in words if letter.isprintable()} - FT2Font(str(ours)).get_charmap().keys()
+    for installed in sorted(findSystemFonts()) if lacking else ():
+        try:
+            if lacking <= FT2Font(installed).get_charmap().keys():
+                return Path(installed)
+        except (OSError, RuntimeError):
+            continue  # a damaged font, or one of bitmaps
+    return ours
 
 
 def _shortened(words: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
