@@ -235,6 +235,18 @@ def test_bfloat16_logits_are_widened() -> None:
     torch.testing.assert_close(half.double(), exact, rtol=1e-5, atol=0)
 
 
+def test_the_bias_that_is_kept_follows_dtype_and_a_validation_does_not_spoil_it_for_training() -> None:
+    logits, labels = example()
+    loss = MDCS(classes_of(COUNTS))
+    with torch.inference_mode():
+        call(loss, logits.float(), labels)
+    leaf = logits.clone().requires_grad_()
+    call(loss, leaf, labels)["loss"].backward()
+    assert torch.equal(loss.bias(torch.float64), MDCS(classes_of(COUNTS)).bias(torch.float64))
+    assert loss.bias(torch.float32).dtype == torch.float32
+    assert not loss.bias(torch.float32).is_inference()
+
+
 def test_an_empty_class_is_named_or_masked() -> None:
     counts = torch.tensor([50, 0, 7])
     with pytest.raises(UserError, match=r"class '1' has no training picture.*mask_empty"):

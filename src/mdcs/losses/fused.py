@@ -4,6 +4,7 @@ Left to automatic differentiation, some ten tensors as large as the logits would
 for the backward pass. Here one does, and a CPU goes through the pictures a few at a time, so that what is in between stays in its cache.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,14 +38,14 @@ class Distilled(torch.autograd.Function):
         dL/da_2 = (p_2 − t)/(2B) + weight · s (p_2 − p_1)
 
     as the first view's part in KL has no gradient. `logits` (2, B, K, C), `bias` (K, C) and `targets` (B, C), whose rows sum to 1, are of
-    one floating type; `labels` (B,) or none. Returns L, CE, KL () and the mask S_k (B, K, 1); only L has a gradient, with respect to the
-    logits, and only a first one.
+    one floating type; `labels` (B,) or none. Returns L, CE, KL (), the mask S_k (B, K, 1) and |S_k| (K, 1); only L has a gradient, with
+    respect to the logits, and only a first one.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits_VBKC: Tensor, bias_KC: Tensor, targets_BC: Tensor, labels_B: Tensor | None, weight: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         num_views, rows, num_experts, num_classes = logits_VBKC.shape
         # A GPU takes all at a time: there, each operation has a price of its own.
         size = max(1, CACHED // (num_views * num_experts * num_classes)) if logits_VBKC.device.type == "cpu" else rows
@@ -54,25 +55,30 @@ class Distilled(torch.autograd.Function):
         for part_VBKC, part_B1C, part_B11 in portions(size, logits_VBKC, targets_B1C, sought_B11):
             below_VBKC = part_VBKC + bias_KC
             below_VBKC -= below_VBKC.amax(-1, keepdim=True)
-            probs_VBKC = below_VBKC.softmax(-1)
-            log_top_VBK1 = probs_VBKC.amax(-1, keepdim=True).log_()  # minus the log-sum-exp of `below`
+            probs_VBKC = below_VBKC.exp()
+            total_VBK1 = probs_VBKC.sum(-1, keepdim=True)
+            probs_VBKC /= total_VBK1
+            log_total_VBK1 = total_VBK1.log_()
+            (weak_BKC, strong_BKC), (log_weak_BK1, log_strong_BK1) = below_VBKC.unbind(), log_total_VBK1.unbind()
             if labels_B is None:
-                masks.append(torch.ones_like(log_top_VBK1[0], dtype=torch.bool))
+                masks.append(torch.ones_like(log_weak_BK1, dtype=torch.bool))
             else:
-                masks.append(below_VBKC[0].argmax(-1, keepdim=True) == part_B11)
-            apart_BK1 = (below_VBKC[0] - below_VBKC[1]).mul_(probs_VBKC[0]).sum(-1, keepdim=True)
-            divergences.append(apart_BK1.add_(log_top_VBK1[0]).sub_(log_top_VBK1[1]))
-            fits.append(below_VBKC.mul_(part_B1C).sum(-1, keepdim=True).add_(log_top_VBK1).sum((0, 2)))
+                masks.append(weak_BKC.argmax(-1, keepdim=True) == part_B11)
+            apart_BK1 = (weak_BKC - strong_BKC).mul_(probs_VBKC[0]).sum(-1, keepdim=True)
+            divergences.append(apart_BK1.add_(log_strong_BK1).sub_(log_weak_BK1))
+            fits.append(below_VBKC.mul_(part_B1C).sum() - log_total_VBK1.sum())
             probs.append(probs_VBKC)
         mask_BK1 = joined(masks)
-        share_BK1 = mask_BK1.to(logits_VBKC.dtype).div_(mask_BK1.sum(0).clamp_(min=1))
-        ce = joined(fits).sum() / (-num_views * rows)
+        chosen_BK1 = mask_BK1.to(logits_VBKC.dtype)
+        number_K1 = chosen_BK1.sum(0)
+        share_BK1 = chosen_BK1 / number_K1.clamp(min=1)
+        ce = functools.reduce(torch.add, fits) / (-num_views * rows)
         kl = joined(divergences).mul_(share_BK1).sum()
         ctx.size, ctx.weight = size, weight
         ctx.save_for_backward(targets_B1C, share_BK1, *probs)
-        ctx.mark_non_differentiable(ce, kl, mask_BK1)
+        ctx.mark_non_differentiable(ce, kl, mask_BK1, number_K1)
         ctx.set_materialize_grads(False)
-        return torch.add(ce, kl, alpha=weight), ce, kl, mask_BK1
+        return torch.add(ce, kl, alpha=weight), ce, kl, mask_BK1, number_K1
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor, None, None, None, None]:
@@ -85,8 +91,9 @@ class Distilled(torch.autograd.Function):
         grad_VBKC = probs[0].new_empty((num_views, rows, num_experts, num_classes))
         ce = grad / (num_views * rows)
         kl_BK1 = share_BK1 * (grad * ctx.weight)
-        shares = portions(ctx.size, grad_VBKC, targets_B1C * -ce, kl_BK1 + ce, -kl_BK1)
-        for (weak_BKC, strong_BKC), (part_VBKC, targets, pull_BK1, push_BK1) in zip(probs, shares, strict=True):
-            torch.addcmul(targets, weak_BKC, ce, out=part_VBKC[0])
-            torch.addcmul(targets, strong_BKC, pull_BK1, out=part_VBKC[1]).addcmul_(weak_BKC, push_BK1)
+        shares = portions(ctx.size, grad_VBKC, targets_B1C, kl_BK1)
+        for probs_VBKC, (part_VBKC, part_B1C, pull_BK1) in zip(probs, shares, strict=True):
+            weak_BKC, strong_BKC = probs_VBKC.unbind()
+            torch.sub(probs_VBKC, part_B1C, out=part_VBKC).mul_(ce)
+            part_VBKC[1].add_((strong_BKC - weak_BKC).mul_(pull_BK1))
         return grad_VBKC, None, None, None, None

@@ -123,25 +123,27 @@ class MDCS(PriorAdjusted):
         consistency = self.temperature**2 * self.divergence(log_teacher_BKC, soft_VBKC[1], confident_BK).sum()
 
         loss = diversity + self.distill_weight(epoch) * consistency
-        return self.parts(loss, diversity.detach(), consistency.detach(), confident_BK, epoch)
+        return self.parts(loss, diversity.detach(), consistency.detach(), confident_BK, confident_BK.sum(0), epoch)
 
     def fused(self, logits_VBKC: Tensor, targets_BC: Tensor, epoch: float) -> dict[str, Tensor]:
         """What `forward` returns, at about half its price, where `closed_form` holds."""
         logits_VBKC = widened(logits_VBKC)
         labels_B = targets_BC.argmax(-1) if self.confident_only else None
         bias_KC, targets_BC = self.bias(logits_VBKC.dtype), targets_BC.to(logits_VBKC.dtype)
-        loss, diversity, consistency, confident_BK1 = Distilled.apply(
+        loss, diversity, consistency, confident_BK1, number_K1 = Distilled.apply(
             logits_VBKC, bias_KC, targets_BC, labels_B, self.distill_weight(epoch)
         )
-        return self.parts(loss, diversity, consistency, confident_BK1[..., 0], epoch)
+        return self.parts(loss, diversity, consistency, confident_BK1.squeeze(-1), number_K1.squeeze(-1), epoch)
 
-    def parts(self, loss: Tensor, diversity: Tensor, consistency: Tensor, confident_BK: Tensor, epoch: float) -> dict[str, Tensor]:
-        """The loss, and what is logged of it."""
+    def parts(
+        self, loss: Tensor, diversity: Tensor, consistency: Tensor, confident_BK: Tensor, number_K: Tensor, epoch: float
+    ) -> dict[str, Tensor]:
+        """The loss, and what is logged of it; `number_K` = |S_k|."""
         return {
             "loss": loss,
             "diversity": diversity,
             "consistency": consistency,
             "distill_weight": diversity.new_full((), self.distill_weight(epoch)),
-            "confident": confident_BK.mean(0, dtype=diversity.dtype),
+            "confident": number_K.to(diversity.dtype) / len(confident_BK),
             "confident_KB": confident_BK.T,
         }

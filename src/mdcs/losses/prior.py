@@ -55,15 +55,23 @@ class PriorAdjusted(Loss):
         self.register_buffer("counts_C", classes.counts.clone(), persistent=False)
         self.lambdas_K = tuple(lambdas_K)
         self.mask_empty = mask_empty
+        self.kept_bias_KC: Tensor | None = None
 
     def extra_repr(self) -> str:
         return f"λ = {', '.join(format(weight, 'g') for weight in self.lambdas_K)}"
 
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)"""
-        log_counts_C = log_counts(self.counts_C, dtype)
-        bias_KC = torch.stack([weight * log_counts_C for weight in self.lambdas_K])
-        return bias_KC + empty_shift(self.counts_C, dtype) if self.mask_empty else bias_KC
+        """(K, C) λ_k log n_c. (The published code takes log(n^λ + 1e-9); the two differ by less than 1e-7 for raw counts.)
+
+        The last one is kept: it is nine small operations, and every step wants the same. It is no buffer, which half precision would round.
+        """
+        bias_KC = self.kept_bias_KC
+        if bias_KC is None or bias_KC.dtype != dtype or bias_KC.device != self.counts_C.device:
+            with torch.inference_mode(False):  # training can use what a validation before it kept
+                log_counts_C = log_counts(self.counts_C, dtype)
+                bias_KC = torch.stack([weight * log_counts_C for weight in self.lambdas_K])
+                self.kept_bias_KC = bias_KC = bias_KC + empty_shift(self.counts_C, dtype) if self.mask_empty else bias_KC
+        return bias_KC
 
     def adjusted(self, logits_VBKC: Tensor) -> Tensor:
         """(V, B, K, C) a_k = z_k + λ_k log n, in at least float32."""
