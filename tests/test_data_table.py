@@ -9,7 +9,7 @@ import torch
 from mdcs.data.splits import Splits
 from mdcs.data.table import Table
 from mdcs.errors import UserError
-from test_data_folder import PLAIN, SPLIT, noted, picture, write
+from test_data_folder import PLAIN, SPLIT, check_pixels, noted, picture, write
 
 ROWS = [(name, name.split("/")[0]) for name in PLAIN]
 
@@ -53,6 +53,14 @@ def test_paths_relative_to_the_root(tmp_path: Path, form: str) -> None:
     assert sorted(splits_of(file, root=str(root)).train.paths)[0] in PLAIN
     with pytest.raises(UserError, match=r"its paths, such as a b=c/000\.png, are not in .*lists: set data\.root"):
         splits_of(file)
+
+
+@pytest.mark.parametrize("form", ["pictures.zip", "pictures.tar"])
+def test_paths_relative_to_the_folder_at_the_top_of_an_archive(tmp_path: Path, form: str) -> None:
+    root = write(tmp_path / form, {f"my photos/{name}": content for name, content in PLAIN.items()})
+    splits = splits_of(table(tmp_path, ROWS), root=str(root))
+    check_pixels(splits)
+    assert splits.counts_before_validation == (20, 10, 3) and splits.train.paths[0].startswith("my photos/")
 
 
 def test_absolute_paths_and_the_folder_of_the_table(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from mdcs.data.folder import Folder, Own
 from mdcs.data.paths import Paths
 from mdcs.data.splits import listed, several
-from mdcs.data.store import Directory, Store, open_store
+from mdcs.data.store import Archive, Directory, Store, open_store
 from mdcs.data.survey import evenly
 from mdcs.data.text import PATH_COLUMNS, read_text, rows_of
 from mdcs.data.tree import SPLITS, Part, in_order
@@ -27,8 +27,9 @@ class Table(Folder):
     """A table with a first row of column names: `path`, `label`, `split` (train, val, test) where it is given, and columns of numbers.
 
     Separated by commas, semicolons, tabs or bars, in UTF-8, UTF-16 or Windows-1252. Paths are absolute, or relative to `root` (a folder,
-    zip or tar) or to the table's folder. Without the column `split`, or without val in it, `val_fraction` of each class is set aside.
-    Every other column of numbers becomes meta data, NaN where its cell is empty. The other settings are those of a folder.
+    a zip or tar, or the one folder at its top) or to the table's folder. Without the column `split`, or without val in it, `val_fraction`
+    of each class is set aside. Every other column of numbers becomes meta data, NaN where its cell is empty. The other settings are those
+    of a folder.
     """
 
     file: str | None = None
@@ -62,25 +63,33 @@ class Table(Folder):
         label_of = {name: label for label, name in enumerate(names)}
         label_N = np.array([label_of[label] for label in labels], dtype=np.int64)
         split_N = np.array(splits)
+        store, above = self._store(file, paths)
         parts = {}
         for split in ("train", "val", "test"):
             of_split = kept[split_N[kept] == split]
             if len(of_split):
                 part_meta = None if meta is None else meta[of_split]
-                parts[split] = Part(label_N[of_split], Paths(paths[row] for row in of_split), part_meta)
+                parts[split] = Part(label_N[of_split], Paths(above + paths[row] for row in of_split), part_meta)
         if "train" not in parts:
             raise UserError(f"{file}: no row has the split train")
-        return Own(self._store(file, paths), names, parts, tuple(notes))
+        return Own(store, names, parts, tuple(notes))
 
-    def _store(self, file: Path, paths: Sequence[str]) -> Store:
-        """`root` or the table's folder: where more of the paths lead to files."""
-        stores = [open_store(Path(self.root))] if self.root is not None else []
-        stores.append(Directory(file.parent))
+    def _store(self, file: Path, paths: Sequence[str]) -> tuple[Store, str]:
+        """`root`, the one folder at the top of an archive, or the table's folder: where most of the paths lead to files.
+
+        The second is what stands before the paths there.
+        """
+        places: list[tuple[Store, str]] = []
+        if self.root is not None:
+            places.append((open_store(Path(self.root)), ""))
+            if isinstance(archive := places[0][0], Archive) and len(tops := {name.partition("/")[0] for name in archive.files}) == 1:
+                places.append((archive, f"{tops.pop()}/"))
+        places.append((Directory(file.parent), ""))
         some = [paths[row] for row in evenly(len(paths), LOOKED_FOR)]
-        found = [sum(_is_there(store, path) for path in some) for store in stores]
+        found = [sum(_is_there(store, above + path) for path in some) for store, above in places]
         if any(found):
-            return stores[found.index(max(found))]
-        looked = " nor ".join(str(store.root) for store in stores)
+            return places[found.index(max(found))]
+        looked = " nor ".join(str(store.root) for store, above in places if not above)
         raise UserError(f"{file}: its paths, such as {some[0]}, are not in {looked}: set data.root=... to what they are relative to")
 
 
