@@ -1,5 +1,6 @@
 """Networks of timm cut into experts: each expert is the whole network with its own last part; what is frozen stays as it is."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -8,13 +9,19 @@ import torch
 from torch import Tensor
 
 from mdcs.errors import UserError
+from mdcs.models import timm_backbone
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.timm_backbone import Timm
 
 SMALL = {"swin_tiny_patch4_window7_224": 64, "vit_tiny_patch16_224": 32}  # networks of one size: the size to try them at
+SMALL |= {"deit_tiny_distilled_patch16_224": 32, "mixer_s32_224": 64, "maxvit_rmlp_pico_rw_256": 64, "mvitv2_tiny": 32}
+SMALL |= {"pit_ti_224": 64, "crossvit_tiny_240": 240}  # this one takes no other
 NETWORKS = ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "efficientnet_b0", "regnetx_002", "mobilenetv3_small_050"]
 CUTS = [(name, split) for name in NETWORKS for split in ("stage", 1, "head")]
-CUTS += [("swin_tiny_patch4_window7_224", 1), ("densenet121", "stage"), ("densenet121", 1)]
+CUTS += [("swin_tiny_patch4_window7_224", 1), ("densenet121", "stage"), ("densenet121", 1), ("mixer_s32_224", "stage")]
+CUTS += [("maxvit_rmlp_pico_rw_256", "stage"), ("deit_tiny_distilled_patch16_224", "stage")]
+CUTS += [("mvitv2_tiny", "stage"), ("crossvit_tiny_240", 1)]  # whose blocks hand on tuples and lists
+CUTS += [("poolformer_s12", "stage"), ("poolformer_s12", 1), ("pit_ti_224", "stage")]  # whose blocks timm does not tell
 
 
 def made(name: str, **arguments: Any) -> tuple[Timm, Tensor]:
@@ -135,7 +142,9 @@ def test_experts_start_apart_and_the_seed_decides() -> None:
         ({"name": "resnet19"}, r"^model.name=resnet19: timm has no such network: did you mean .*resnet1.*"),
         ({"split": 99}, r"^model.split=99: resnet18 has 8 blocks, give a number from 1$"),
         ({"train": 0}, r"^model.train=0: resnet18 has 8 blocks, give a number from 1$"),
-        ({"name": "hrnet_w18_small"}, r"^timm's hrnet_w18_small cannot be cut there \(.*\): .*model.split=head$"),
+        ({"name": "pit_ti_224", "split": 1}, r"^timm's pit_ti_224 cannot be cut there \(.*\): .*model.split=head$"),
+        ({"name": "densenet121", "image_size": 8}, r"^timm's densenet121 cannot take pictures of 8x8 pixels \(.*\): .*data.image_size.*$"),
+        ({"name": "vgg11", "split": "head", "image_size": 8}, r"^timm's vgg11 cannot take pictures of 8x8 pixels \(.*\): .*$"),
         ({"name": "vit_tiny_patch16_224", "image_size": -3}, r"^model.*image_size.*"),
     ],
 )
@@ -143,6 +152,22 @@ def test_mistakes_are_told_in_one_line(arguments: dict[str, Any], message: str) 
     with pytest.raises(UserError, match=message) as refusal:
         Timm(2, **arguments)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_hub_is_quiet_about_its_attempts(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a network it would tell of a dozen attempts before our one line."""
+    import huggingface_hub  # which sets its logger up
+
+    def attempt(name: str, settings: dict[str, Any], pretrained: bool) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 8s")
+        raise UserError("there is no network")
+
+    assert huggingface_hub and logging.getLogger("huggingface_hub").handlers
+    level = logging.getLogger("huggingface_hub").level
+    monkeypatch.setattr(timm_backbone, "create", attempt)
+    with pytest.raises(UserError, match="no network"):
+        timm_backbone.timm_weights("resnet18", {})
+    assert capfd.readouterr().err == "" and logging.getLogger("huggingface_hub").level == level
 
 
 def test_pictures_of_another_size_than_the_network_takes() -> None:

@@ -1,7 +1,9 @@
 """Any classification network of timm as a backbone, cut into a shared part and one last part per expert."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,20 +26,35 @@ class PerExpert(nn.Module):
         self.copies = nn.ModuleList(copies)
         self.fork = fork
 
-    def forward(self, *arguments: Any, **named: Any) -> Tensor:
-        if not arguments or not isinstance(arguments[0], Tensor):
-            raise TypeError("a module takes something else than one tensor")
-        rows = arguments[0].shape[0]
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        rows = next((value.shape[0] for value in flat(arguments) if isinstance(value, Tensor) and value.ndim), None)
+        if rows is None:
+            raise TypeError("a module takes no tensor")
 
         def of(value: Any, k: int) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(of(part, k) for part in value)
             shared = self.fork or not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != rows
             own_rows = rows // len(self.copies)
             return value if shared else value.narrow(0, k * own_rows, own_rows)
 
         outputs = []
         for k, own in enumerate(self.copies):
-            outputs.append(own(*(of(value, k) for value in arguments), **{name: of(value, k) for name, value in named.items()}))
-        return torch.cat(outputs)
+            outputs.append(own(*of(arguments, k), **{name: of(value, k) for name, value in named.items()}))
+        return joined(outputs)
+
+
+def flat(value: Any) -> list[Any]:
+    """What lies in tuples and lists, however deep."""
+    return [inner for part in value for inner in flat(part)] if isinstance(value, tuple | list) else [value]
+
+
+def joined(outputs: Sequence[Any]) -> Any:
+    """The outputs of all experts as one: tensors one after the other, in tuples and lists, too; of all else (a size) the first."""
+    first = outputs[0]
+    if isinstance(first, tuple | list):
+        return type(first)(joined(parts) for parts in zip(*outputs, strict=True))
+    return torch.cat(list(outputs)) if isinstance(first, Tensor) else first
 
 
 class Timm(Backbone):
@@ -76,6 +93,7 @@ class Timm(Backbone):
         self.image_size = size if fixed else None
         self.settings = {"img_size": size} if fixed else {}  # for timm.create_model
         self.network = create(name, self.settings)
+        dry_run(self.network, size, lambda reason: misfit(name, size, reason))
         self.owned: tuple[str, ...] = ()  # the modules of which each expert has its own
         self.frozen: list[nn.Module] = []
         trained = set() if train == "frozen" else {name for name, _ in self.network.named_parameters()}
@@ -89,7 +107,7 @@ class Timm(Backbone):
                 wrapped = PerExpert([net.get_submodule(module) for net in (self.network, *others)], fork=place == 0)
                 above, _, leaf = module.rpartition(".")
                 setattr(self.network.get_submodule(above), leaf, wrapped)
-        shape = dry_run(self.network, size, name)
+        shape = dry_run(self.network, size, lambda reason: uncut(name, reason))
         if len(shape) != 2 or shape[0] != ROWS * (num_experts if self.owned else 1):
             raise UserError(uncut(name, f"it yields features of shape {shape} for {ROWS} pictures"))
         self.num_features = shape[1]
@@ -155,8 +173,14 @@ def create(name: str, settings: Mapping[str, Any], pretrained: bool = False) -> 
 
 def timm_weights(name: str, settings: Mapping[str, Any]) -> dict[str, Tensor]:
     """The trained weights that timm has for its network `name`, fetched at the first time."""
-    with torch.random.fork_rng(devices=[]):
-        return create(name, settings, pretrained=True).state_dict()
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # a line for each of its attempts, otherwise
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return create(name, settings, pretrained=True).state_dict()
+    finally:
+        hub.setLevel(level)
 
 
 def last_parameters(network: nn.Module, name: str, number: int | str, setting: str) -> set[str]:
@@ -178,12 +202,21 @@ def groups(network: nn.Module, name: str, coarse: bool) -> list[list[str]]:
 
     network.add_module("behind", nn.Linear(1, 1, device="meta"))  # in place of the classifier, so that the last group is always its
     try:
-        matched: dict[int, list[str]] = group_parameters(network, network.group_matcher(coarse=coarse))  # type: ignore[operator]
-    except AttributeError as error:
-        raise UserError(uncut(name, "timm does not tell its blocks")) from error
+        matched: dict[int, list[str]] = group_parameters(network, matcher(network, name, coarse))
     finally:
         del network.behind
     return [matched[number] for number in sorted(matched)]
+
+
+def matcher(network: nn.Module, name: str, coarse: bool) -> Any:
+    """timm's `group_matcher` of the network; the MetaFormers and a few others have none, but name their parts alike."""
+    if hasattr(network, "group_matcher"):
+        return network.group_matcher(coarse=coarse)  # type: ignore[operator]
+    stage = r"(?:stages|transformers)\.(\d+)"
+    if not any(re.match(stage, parameter) for parameter, _ in network.named_parameters()):
+        raise UserError(uncut(name, "timm does not tell its blocks"))
+    blocks = [(rf"^{stage}\.(?:blocks\.)?(\d+)\.", None), (f"^{stage}", (0,))]  # what is in no block begins its stage
+    return {"stem": r"^(?!stages\.|transformers\.|norm|head|behind)", "blocks": f"^{stage}" if coarse else blocks}
 
 
 def executed_from(network: nn.Module, apart: set[str], size: int, name: str) -> tuple[str, ...]:
@@ -192,7 +225,7 @@ def executed_from(network: nn.Module, apart: set[str], size: int, name: str) -> 
     order: list[str] = []
     hooks = [module.register_forward_pre_hook(lambda module, _: order.append(names[module])) for module in names]
     try:
-        dry_run(network, size, name)
+        dry_run(network, size, lambda reason: uncut(name, reason))
     finally:
         for hook in hooks:
             hook.remove()
@@ -211,15 +244,18 @@ def parameters_under(network: nn.Module, path: str) -> list[str]:
     return [f"{path}.{name}" for name, _ in network.get_submodule(path).named_parameters()]
 
 
-def dry_run(network: nn.Module, size: int, name: str) -> tuple[int, ...]:
-    """Shape of what `network` yields for ROWS pictures. Nothing is computed: all tensors are on the meta device."""
+def dry_run(network: nn.Module, size: int, refusal: Callable[[str], str]) -> tuple[int, ...]:
+    """Shape of what `network` yields for ROWS pictures; UserError, worded by `refusal`, if it yields nothing.
+
+    Nothing is computed: all tensors are on the meta device.
+    """
     state = {key: tensor.to("meta") for key, tensor in (*network.named_parameters(), *network.named_buffers())}
     network.eval()
     try:
         with torch.no_grad():
             yielded = torch.func.functional_call(network, state, (torch.empty(ROWS, 3, size, size, device="meta"),))
     except Exception as error:  # whatever a network does when its parts are not what it expects
-        raise UserError(uncut(name, next(iter(str(error).splitlines()), type(error).__name__))) from error
+        raise UserError(refusal(next(iter(str(error).splitlines()), type(error).__name__))) from error
     finally:
         network.train()
     return tuple(yielded.shape) if isinstance(yielded, Tensor) else ()
@@ -227,4 +263,9 @@ def dry_run(network: nn.Module, size: int, name: str) -> tuple[int, ...]:
 
 def uncut(name: str, reason: str) -> str:
     """The message about a network that cannot be cut as asked."""
-    return f"timm's {name} cannot be cut there ({reason}): try model.split=stage, another number of blocks, or model.split=head"
+    return f"timm's {name} cannot be cut there ({reason}): try another model.split, or model.split=head"
+
+
+def misfit(name: str, size: int, reason: str) -> str:
+    """The message about pictures that a network cannot take."""
+    return f"timm's {name} cannot take pictures of {size}x{size} pixels ({reason}): choose another size (data.image_size) or network"
