@@ -230,6 +230,15 @@ def test_wrong_settings_are_no_finding(places: list[str], tmp_path: Path) -> Non
         checked(*places, "sample=-1")
     with pytest.raises(UserError, match=r"^output=.*expected a file that ends in .png$"):
         checked(*places, "output=sheet.jpg")
+    for word, message in {
+        "data.val_fraction=2": r"^data.val_fraction=2: expected a number from 0 up to",
+        "data.classes=[nave]": r"^data.classes: no class 'nave' among the 3 of this dataset",
+        "data.few_below=200": r"^few_below=200 is above many_above=100",
+        "data.image_size=big": r"^data.image_size='big': expected a whole number",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            checked("data=folder", f"data.root={tmp_path}/Places/data_256/a", f"output={tmp_path / 'sheet.png'}", word)
+    assert not (tmp_path / "sheet.png").exists()
 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "imagenet_lt", "places_lt", "inat17", "inat18", "inat21", "folder"])

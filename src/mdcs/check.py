@@ -71,6 +71,8 @@ def check(
     try:
         splits = source.splits()
     except UserError as mistake:
+        if str(mistake).startswith(("data.", "few_below=")):
+            raise  # a word is wrong, not the dataset
         return told([Finding("reading", "off", str(mistake))])
     loader = {key: data[key] for key in LOADER_KEYS if key in data}
     check_arguments(LongTailData, loader, "data", {"splits": splits})
@@ -96,8 +98,9 @@ def name_of(data: Mapping[str, Any]) -> str:
 def with_choices(data: Mapping[str, Any], augment: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any], list[Finding]]:
     """Settings in which what is left to the pictures is decided, as `mdcs train` does; and what was found on the way."""
     findings = []
+    source = make_source(data)  # refuses a size that is none
     if data.get("image_size") == AUTO:
-        survey = make_source(data).survey()
+        survey = source.survey()
         data = {**data, "image_size": survey.image_size}
         findings.append(Finding("size", "ok", f"{survey.lines[-1]}; data.image_size={survey.image_size}"))
     if augment.get("_target_") == AUTO:
