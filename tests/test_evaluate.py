@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 import mdcs
+from mdcs.analyse import analyse
+from mdcs.analysis.diversity import linear_cka
 from mdcs.build import Run
 from mdcs.data.files import Files
 from mdcs.errors import UserError
 from mdcs.evaluate import evaluate, implied_prior, write_scores
-from mdcs.evaluation.predictions import Predictions
+from mdcs.evaluation.predictions import Predictions, stored
+from mdcs.reporting import report
 from mdcs.types import Classes
 
 CLASSES = Classes(("a", "b", "c"), torch.tensor([100, 20, 4]))
@@ -76,6 +79,33 @@ def test_two_views_are_predicted_and_used(run: Run, tmp_path: Path, capsys: pyte
     assert evaluate(str(folder), views=True, device="cpu") == content
     assert np.array_equal(np.load(place / "views" / "logits.npy"), views_N2KC)
     assert evaluate(str(folder), checkpoint="last")["agnostic"]["sets"][0]["agreement"] is None  # new predictions, no views of them
+
+
+def test_features_are_kept_and_compared(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    place = folder / "predictions" / "test"
+    before = json.loads((folder / "scores.json").read_text())
+    report(str(folder), figures=str(tmp_path / "without"))
+    content = evaluate(str(folder), features=True, device="cpu")
+    features_NKD = np.load(place / "features.npy")
+    assert sorted(file.name for file in place.iterdir()) == ["features.npy", "index.npy", "labels.npy", "logits.npy", "paths.txt"]
+    # The classifiers turn them into the predictions.
+    logits_NKC = mdcs.load(folder).net.heads(torch.from_numpy(features_NKD))
+    assert np.array_equal(stored(logits_NKC.detach()), Predictions.read(place).logits)
+    cka_KK = np.array(content["diversity"]["cka"])
+    assert np.array_equal(cka_KK, linear_cka(features_NKD)) and np.allclose(np.diag(cka_KK), 1) and (cka_KK[0, 1:] < 0.999).all()
+    assert {**content, "diversity": {**content["diversity"], "cka": None}} == {**before, "diversity": {**before["diversity"], "cka": None}}
+    assert "cka" not in before["diversity"] and evaluate(str(folder)) == content  # from what is stored
+
+    capsys.readouterr()
+    analyse([str(folder)])
+    told = " ".join(f"{100 * value:.1f}" for value in cka_KK[0])
+    assert f"CKA of their features in %: {told} |" in capsys.readouterr().out
+    assert "Similarity of the experts&#x27; features" in report(str(folder), figures=str(tmp_path / "with")).read_text()
+    assert (tmp_path / "with" / "features.svg").exists() and not (tmp_path / "without" / "features.svg").exists()
+    assert "cka" not in evaluate(str(folder), checkpoint="last")["diversity"]  # new predictions, no features of them
+    with pytest.raises(UserError, match="features=maybe: expected true or false"):
+        evaluate(str(folder), features="maybe")  # type: ignore[arg-type]
 
 
 def test_views_of_what_was_not_predicted_are_refused(run: Run, tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def test_group_bars_have_means_spreads_and_gaps() -> None:
     assert [round(centre) for centre in centres] == [0, 1, 3, 0, 1, 2, 3]
 
 
-def test_agreement_matrix() -> None:
-    figure = plots.agreement_matrix([[1.0, 0.25], [0.25, 1.0]], n=40)
+def test_expert_matrix() -> None:
+    figure = plots.expert_matrix([[1.0, 0.25], [0.25, 1.0]], "same answer in % of 40 pictures")
     assert figure.axes[0].images[0].get_array().tolist() == [[100, 25], [25, 100]]
     assert [text.get_text() for text in figure.axes[0].texts] == ["100", "25", "25", "100"] and "40 pictures" in texts(figure)
 

@@ -16,7 +16,7 @@ from mdcs.analysis.diversity import diversity_of, linear_cka
 from mdcs.analysis.methods import by_method, seeds_of, varied
 from mdcs.config import read_yaml
 from mdcs.errors import UserError
-from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.evaluation.predictions import Predictions, classes_from_json, read_features
 from mdcs.output import check_output, complete_or_absent
 from mdcs.report.contents import SPLITS
 from mdcs.report.plots import SUFFIXES, bias_variance_bars, save
@@ -88,8 +88,8 @@ def diversity_rows(folders: Sequence[Path], split: str) -> Rows:
     for folder in folders:
         classes, predictions = classes_from_json(folder / "classes.json"), stored_predictions(folder, split)
         table = diversity_of(predictions, classes).table()
-        features = folder / "predictions" / split / "features.npy"
-        cka = {"cka": linear_cka(np.load(features, mmap_mode="r"))} if features.exists() else {}
+        features_NKD = read_features(folder / "predictions" / split)
+        cka = {} if features_NKD is None else {"cka": linear_cka(features_NKD)}
         of_group = {"all": {**table, **cka}} | table["groups"]
         pictures = group_sizes(predictions, classes)
         for group, values in of_group.items():
@@ -131,7 +131,7 @@ def show_diversity(folder: Path, rows: Rows, num_experts: int, split: str) -> No
     matrices = {"agreement of the experts in %": rows[0].get("agreement"), "CKA of their features in %": rows[0].get("cka")}
     for name, matrix in matrices.items():
         if matrix is not None and num_experts > 1:
-            lines = " | ".join(" ".join(f"{100 * value:.1f}" for value in line) for line in matrix)
+            lines = " | ".join(" ".join("n/a" if value is None else f"{100 * value:.1f}" for value in line) for line in matrix)
             console.print(f"{name}: {lines}", highlight=False, soft_wrap=True)
 
 

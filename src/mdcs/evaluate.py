@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mdcs.analysis.diversity import linear_cka
 from mdcs.build import LOADER_KEYS, Run, build, load
 from mdcs.config import absolute, read_yaml
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluation.agnostic import agnostic
-from mdcs.evaluation.predictions import Predictions, classes_from_json, read_views
+from mdcs.evaluation.predictions import Predictions, classes_from_json, read_features, read_views
 from mdcs.evaluation.scores import scores
 from mdcs.evaluation.shift import log_prior
 from mdcs.instantiate import instantiate, resolve
-from mdcs.predict import chosen_device, predict_split, predict_views
+from mdcs.predict import chosen_device, predict_features, predict_split, predict_views
 from mdcs.types import Classes, Loss
 
 # What scores.json says of the trained model rather than of the training or the test.
@@ -47,6 +48,7 @@ def evaluate(
     data: Mapping[str, Any] | None = None,
     logit_adjustment: float = 0.0,
     views: bool = False,
+    features: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Scores of the run folder `run`, written there and printed.
@@ -57,7 +59,8 @@ def evaluate(
     replaced only by its own split and checkpoint; others are written beside them, under names that say what they are.
     `logit_adjustment` = τ scores z − τ log π instead (arXiv:2007.07314, Eq. 9), π the training prior: for a network trained by plain
     cross-entropy, which has not seen π in its loss. `views` predicts two augmented views of each picture from the checkpoint, too, and
-    keeps them beside the predictions: with them the experts are weighted as SADE does at test time. `device` is for what is predicted.
+    keeps them beside the predictions: with them the experts are weighted as SADE does at test time. `features` keeps what the classifiers
+    read, too, N·K·D float32 numbers: with them the scores say how similar the experts' features are. `device` is for what is predicted.
     """
     folder, data = Path(run), {key: value for key, value in (data or {}).items() if key not in LOADER_KEYS}
     if not (folder / "config.yaml").exists():
@@ -72,10 +75,11 @@ def evaluate(
     name = split + ("" if used == cfg["checkpoint"] else f"_{used}") + ("_other_data" if data else "")
     place = folder / "predictions" / name
     facts: dict[str, Any] = {"data": data} if data else {}
-    if views not in (True, False):
-        raise UserError(f"views={views}: expected true or false")
+    for word, value in {"views": views, "features": features}.items():
+        if value not in (True, False):
+            raise UserError(f"{word}={value}: expected true or false")
     anew = bool(checkpoint or data or not place.exists())
-    if anew or views:
+    if anew or views or features:
         trained, chosen = with_weights(folder, cfg, used, data), chosen_device(device)
         if views and trained.net.num_experts == 1:
             raise UserError("views=true weights the experts, and this run has only one")
@@ -86,6 +90,8 @@ def evaluate(
             raise UserError(f"{place} is of epoch {epoch} and the checkpoint of epoch {trained.epoch}: name checkpoint={used}, too")
         if views:
             predict_views(trained, split, place, chosen)
+        if features:
+            predict_features(trained, split, place, chosen)
     content = write_scores(folder, classes_from_json(folder / "classes.json"), name, used, facts, logit_adjustment)
     if "agnostic" in content:
         screen().print(agnostic_table(content["agnostic"]))
@@ -140,6 +146,8 @@ def write_scores(
         values = scores(predictions, classes, validation)
         implied, implied_C = implied_prior(read_yaml(folder / "config.yaml")["loss"], classes, values["num_experts"])
         sets = agnostic(predictions, classes, implied_C, validation, read_views(place))
+        if (features_NKD := read_features(place)) is not None:
+            values["diversity"]["cka"] = linear_cka(features_NKD)
         values["agnostic"] = {"implied_prior": implied, "class_order": "training pictures", "sets": sets}
     main, own_name = folder / "scores.json", judged_by(folder)
     place = main if name == own_name else folder / f"scores_{name}.json"

@@ -9,7 +9,8 @@ VERBS = {
     "train": "train, predict, evaluate; without arguments MDCS on digits-LT; -m sweeps, resume=DIR continues",
     "search": "words of train, some with several values, data.val_fraction=0.2 [trials=20] [metric=accuracy_few]: the best on validation; "
     "resume=DIR",
-    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [views=true] [data.root=...] [logit_adjustment=1]: scores, distributions",
+    "evaluate": "run=DIR [split=test] [checkpoint=last|best] [views=true] [features=true] [data.root=...] [logit_adjustment=1]: scores, "
+    "distributions",
     "check": "data=... [sample=256|all] [output=sheet.png]: is the dataset complete and as published; a contact sheet of the views",
     "predict": "run=DIR input=FOLDER|ZIP|LIST output=FILE.csv|.parquet: classes, probabilities and each expert's vote for pictures",
     "compare": "runs=[A,B,...]: mean and s.d. over seeds, paired tests, a table of what differs",

@@ -69,9 +69,8 @@ def predict_views(run: Run, split: str, folder: Path, device: torch.device | str
     each view where pictures are decoded. The draws are keyed by the run's seed, the split, the picture and the view.
     """
     data = run.data()
+    require_same_pictures(run, split, folder)
     pictures = data.eval_loader(split).dataset.pictures  # type: ignore[attr-defined]
-    if not np.array_equal(pictures.labels.numpy(), np.load(folder / "labels.npy")):
-        raise UserError(f"{folder} is of other pictures than the {split} split has now: name checkpoint=last, too, to predict them again")
     train = data.splits.train.images
     if isinstance(pictures.images, Files) and isinstance(train, Files):  # crops as in training
         pictures = pictures._replace(images=Files(pictures.images.picture, pictures.images.positions, train.crop))
@@ -91,6 +90,27 @@ def predict_views(run: Run, split: str, folder: Path, device: torch.device | str
         logits_N2KC[batch.index.numpy()] = logits.reshape(2, -1, num_experts, num_classes).swapaxes(0, 1)
     logits_N2KC.flush()
     put_in_place(part, folder / "views")
+
+
+@torch.no_grad()
+def predict_features(run: Run, split: str, folder: Path, device: torch.device | str = "cpu") -> None:
+    """Write to `folder`/features.npy what the classifiers read, (N, K, D) float32, of each picture of `split`, predicted in `folder`."""
+    require_same_pictures(run, split, folder)
+    loader = run.data().eval_loader(split)
+    net, plain = run.net.to(device).eval(), run.module.augment.to(device).plain
+    dtype, shape = next(net.parameters()).dtype, (len(getattr(run.splits, split).labels), net.num_experts, net.backbone.num_features)
+    with complete_or_absent(folder / "features.npy") as part:
+        features_NKD = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        for batch in loader:
+            meta = None if batch.meta is None else batch.meta.to(device)
+            features_NKD[batch.index.numpy()] = net(plain(batch.images[0].to(device), dtype), meta).features.float().cpu().numpy()
+        features_NKD.flush()
+
+
+def require_same_pictures(run: Run, split: str, folder: Path) -> None:
+    """Refuse a dataset whose `split` is no longer the one that was predicted in `folder`."""
+    if not np.array_equal(getattr(run.splits, split).labels.numpy(), np.load(folder / "labels.npy")):
+        raise UserError(f"{folder} is of other pictures than the {split} split has now: name checkpoint=last, too, to predict them again")
 
 
 def barrier(world_size: int) -> None:

@@ -70,6 +70,12 @@ def read_views(folder: Path) -> NDArray[Any] | None:
     return np.load(place, mmap_mode="r") if place.exists() else None
 
 
+def read_features(folder: Path) -> NDArray[Any] | None:
+    """(N, K, D) features of each picture in `folder`/features.npy, memory-mapped; None where they were not stored."""
+    place = folder / "features.npy"
+    return np.load(place, mmap_mode="r") if place.exists() else None
+
+
 def stored(logits_NKC: torch.Tensor) -> NDArray[np.float16]:
     """Logits as they are written: shifted to a maximum of 0, float16."""
     logits_NKC = logits_NKC.float()

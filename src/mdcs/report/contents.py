@@ -100,6 +100,12 @@ class Contents:
     def _of_answerers(self) -> list[Mapping[str, Any]]:
         return [self.scores, *self.scores["experts"]]
 
+    @property
+    def cka(self) -> list[list[float]] | None:
+        """(K, K) similarity of the experts' features; None where they are not stored, for one expert, and for features that do not vary."""
+        stored: list[list[float]] | None = self.scores["diversity"].get("cka") if self.num_experts > 1 else None
+        return None if stored is None or any(value is None for row in stored for value in row) else stored
+
     def group_sizes(self) -> dict[str, int]:
         """Classes of each shot group that have pictures."""
         return {name: sum(g == name and n > 0 for g, n in zip(self.groups, self.support_C.tolist(), strict=True)) for name in GROUPS}

@@ -82,8 +82,8 @@ def group_bars(values: Mapping[str, Sequence[Mapping[str, float | None]]], n: in
     return figure
 
 
-def agreement_matrix(matrix: Sequence[Sequence[float]], n: int) -> "Figure":
-    """(K, K) share of pictures with the same answer."""
+def expert_matrix(matrix: Sequence[Sequence[float]], label: str) -> "Figure":
+    """(K, K) values in [0, 1] of pairs of experts, in %."""
     figure, (ax,) = new_figure()
     image = ax.imshow([[100 * value for value in row] for row in matrix], vmin=0, vmax=100, cmap="cividis")
     for j, row in enumerate(matrix):
@@ -91,7 +91,7 @@ def agreement_matrix(matrix: Sequence[Sequence[float]], n: int) -> "Figure":
             ax.text(k, j, f"{100 * value:.0f}", ha="center", va="center", color="black" if value > 0.5 else "white")
     names = [str(k) for k in range(1, len(matrix) + 1)]
     ax.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names, xlabel="expert", ylabel="expert")
-    figure.colorbar(image, ax=ax, label=f"same answer in % of {n:,} pictures")
+    figure.colorbar(image, ax=ax, label=label)
     return figure
 
 
@@ -208,7 +208,9 @@ def figures_of(run: Contents, answers: Mapping[str, str]) -> "dict[str, Figure]"
         "reliability": reliability_diagram(run.reliability(), run.scores["ece"]),
     }
     if run.num_experts > 1 and agreement is not None:
-        figures["agreement"] = agreement_matrix(agreement, n)
+        figures["agreement"] = expert_matrix(agreement, f"same answer in % of {n:,} pictures")
+    if run.cka is not None:
+        figures["features"] = expert_matrix(run.cka, f"similarity of features (linear CKA) in %, {n:,} pictures")
     if sets:
         figures["agnostic"] = agnostic_curves(sets, answers, n)
     if curves:

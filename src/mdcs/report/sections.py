@@ -145,10 +145,22 @@ def diversity(runs: Runs) -> str:
         names, agreement = run.answerers[1:], run.diversity.table()["agreement"]
         if run.num_experts < 2 or agreement is None:
             return "<p>n/a: a single expert.</p>"
-        said = "; ".join(f"{names[j]}: " + ", ".join(percent(value, 0) for value in row) for j, row in enumerate(agreement))
-        return svg.matrix(f"{key}-agreement", f"Agreement of the experts in per cent of the pictures{suffix}", said, names, agreement)
+        title = f"Agreement of the experts in per cent of the pictures{suffix}"
+        return svg.matrix(f"{key}-agreement", title, said(names, agreement), names, agreement)
+
+    def draw_features(key: str, suffix: str, run: Contents) -> str:
+        if (cka := run.cka) is None:
+            return "<p>n/a: no features stored.</p>"
+        names = run.answerers[1:]
+        return svg.matrix(f"{key}-features", f"Similarity of the experts' features in per cent{suffix}", said(names, cka), names, cka)
+
+    def said(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
+        return "; ".join(f"{names[j]}: " + ", ".join(percent(value, 0) for value in row) for j, row in enumerate(matrix))
 
     parts = [figures(runs, draw, lambda run: f"Share of pictures with the same answer, in %; {run.provenance}.")]
+    if any(run.cka for run in runs.values()):
+        words = "Linear centred kernel alignment of the experts' features, in %: 100 where one is the other, rotated and scaled; "
+        parts.append(figures(runs, draw_features, lambda run: words + f"{run.provenance}."))
     for name, run in runs.items():
         if run.num_experts < 2:
             continue
