@@ -256,6 +256,11 @@ def test_survey_of_chosen_classes_and_of_nothing_readable(tmp_path: Path) -> Non
     assert Folder(str(tmp_path), classes=["a"]).survey()[:2] == (128, 3)
     with pytest.raises(UserError, match=r"none of 1 pictures can be read: c/1\.png"):
         Folder(str(tmp_path), classes=["c"]).survey()
+    with pytest.raises(UserError, match=r"^data\.classes: no class 'd' among the 3 of this dataset"):
+        Folder(str(tmp_path), classes=["d"]).survey()
+    write(tmp_path, {"d/": b""})
+    with pytest.raises(UserError, match=r"^class 'd' has no training picture"):
+        Folder(str(tmp_path), classes=["d"]).survey()
 
 
 def test_survey_looks_at_some_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

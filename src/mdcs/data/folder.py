@@ -77,17 +77,20 @@ class Folder(DataSource):
     def survey(self) -> Survey:
         """From the headers of up to 1,000 training pictures."""
         own = self.listed()
-        wanted = [label for label, name in enumerate(own.names) if self.classes is None or name in self.classes]
-        kept = {split: np.flatnonzero(np.isin(part.labels, wanted)) for split, part in own.parts.items()}
-        train = own.parts["train"]
-        num_classes = len(np.unique(train.labels[kept["train"]]))
+        source = _source(own)
+        if self.classes is not None:
+            source = source.restricted(list(self.classes))
+            source.train_counts()  # refuses a class without pictures
+        listings = {"train": source.train, "val": source.val, "test": source.test}
+        kept = {split: np.flatnonzero(listing.labels >= 0) for split, listing in listings.items() if listing is not None}
+        num_classes = len(np.unique(source.train.labels[kept["train"]]))
         sizes = " + ".join(f"{len(of):,} {split}" for split, of in kept.items())
         divided = f"{sizes} pictures in {num_classes} class{'es' * (num_classes > 1)}"
         if "val" not in kept and self.val_fraction:
             divided += f"; data.val_fraction={self.val_fraction:g} of train becomes val, class by class"
         if "test" not in kept:
             divided += "; the run is scored on val, as there is no test"
-        return survey(own.store, train.paths.take(kept["train"]), divided)
+        return survey(own.store, own.parts["train"].paths.take(kept["train"]), divided)
 
     def splits(self) -> Splits:
         """List, check and, where they are small, read all pictures."""
