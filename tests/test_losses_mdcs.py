@@ -172,7 +172,17 @@ def test_the_mask_on_raw_logits() -> None:
         logits.clone().fill_(0).index_fill(-1, torch.tensor([1]), 9),
         labels,
     )
-    assert torch.equal(parts["confident_KB"], (labels == 0).expand(3, -1))  # an empty class is never the answer
+    assert torch.equal(parts["confident_KB"], (labels != 1).expand(3, -1))  # an empty class is never right; the others tie
+
+
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_a_tie_counts_as_right(closed_form: bool) -> None:
+    logits, labels = example()
+    loss = MDCS(classes_of([7] * len(COUNTS)))
+    loss.closed_form = closed_form
+    assert (call(loss, torch.zeros_like(logits), labels)["confident"] == 1).all()
+    below = -torch.nn.functional.one_hot(labels, len(COUNTS))[:, None].to(logits) * torch.ones_like(logits)
+    assert (call(loss, below, labels)["confident"] == 0).all()
 
 
 def test_teachers() -> None:

@@ -33,7 +33,7 @@ class Distilled(torch.autograd.Function):
         L      = CE + weight · KL,   a = logits + bias,   p = softmax(a)
         CE     = Σ_k 1/(2B) Σ_{v,i} −Σ_c t_ic log p_vik,c
         KL     = Σ_k Σ_i s_ik Σ_c p_1ik,c (log p_1ik,c − log p_2ik,c),   s_ik = 1/|S_k| for i in S_k, else 0
-        S_k    = { i : argmax_c a_1ik,c = labels_i }; all pictures if there are no labels
+        S_k    = { i : a_1ik,c is greatest for c = labels_i }; all pictures if there are no labels
         dL/da_1 = (p_1 − t)/(2B)
         dL/da_2 = (p_2 − t)/(2B) + weight · s (p_2 − p_1)
 
@@ -63,7 +63,7 @@ class Distilled(torch.autograd.Function):
             if labels_B is None:
                 masks.append(torch.ones_like(log_weak_BK1, dtype=torch.bool))
             else:
-                masks.append(weak_BKC.argmax(-1, keepdim=True) == part_B11)
+                masks.append(weak_BKC.gather(-1, part_B11.expand(-1, num_experts, -1)) == 0)  # 0 is the greatest
             apart_BK1 = (weak_BKC - strong_BKC).mul_(probs_VBKC[0]).sum(-1, keepdim=True)
             divergences.append(apart_BK1.add_(log_strong_BK1).sub_(log_weak_BK1))
             fits.append(below_VBKC.mul_(part_B1C).sum() - log_total_VBK1.sum())
@@ -73,7 +73,7 @@ class Distilled(torch.autograd.Function):
         number_K1 = chosen_BK1.sum(0)
         share_BK1 = chosen_BK1 / number_K1.clamp(min=1)
         ce = functools.reduce(torch.add, fits) / (-num_views * rows)
-        kl = joined(divergences).mul_(share_BK1).sum()
+        kl = joined(divergences).flatten().dot(share_BK1.flatten())
         ctx.size, ctx.weight = size, weight
         ctx.save_for_backward(targets_B1C, share_BK1, *probs)
         ctx.mark_non_differentiable(ce, kl, mask_BK1, number_K1)

@@ -23,6 +23,7 @@ class MDCS(PriorAdjusted):
     with a_k = z_k + λ_k log n as in `PriorAdjusted`, CE_k over both views, α = `alpha`, W = `warmup_epochs`, e the epoch from 1,
     T = `temperature` (published: 1; the factor T² keeps the gradient's size). The adjusted logits are used in all three places, as in
     the published code; so S_k is strict on rare classes for an expert with a large λ_k, and lenient for one with a small λ_k.
+    A label that ties with other classes counts as right, where the published code leaves it to the order of the classes.
 
     `lambdas` = null spaces them evenly from −0.5 to 2.5 (the published −0.5, 1, 2.5 for K = 3; 1 for K = 1), so that their mean is 1
     and the mean of the raw logits is the balanced classifier. The first of `views` teaches the second.
@@ -97,7 +98,8 @@ class MDCS(PriorAdjusted):
         if not self.confident_only:
             return torch.ones(logits_BKC.shape[:2], dtype=torch.bool, device=logits_BKC.device)
         seen_BKC = adjusted_BKC if self.mask_on == "adjusted" else logits_BKC + empty_shift(self.counts_C, logits_BKC.dtype)
-        return seen_BKC.argmax(-1) == targets_BC.argmax(-1)[:, None]
+        labels_BK1 = targets_BC.argmax(-1)[:, None, None].expand(-1, seen_BKC.shape[1], -1)
+        return seen_BKC.gather(-1, labels_BK1).squeeze(-1) == seen_BKC.amax(-1)
 
     def divergence(self, log_teacher_BKC: Tensor, log_student_BKC: Tensor, mask_BK: Tensor) -> Tensor:
         """(K,) the divergence in its direction, mean over the pictures that the mask keeps."""
