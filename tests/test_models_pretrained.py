@@ -304,7 +304,8 @@ def test_a_checkpoint_with_foreign_objects_is_read(legacy: bool, tmp_path: Path)
     torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "c.pth", weights_only=True)
-    read = read_published(tmp_path / "c.pth")
+    read, epoch = read_published(tmp_path / "c.pth")
+    assert epoch == 400
     assert list(read) == list(state)
     for name, tensor in state.items():
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name

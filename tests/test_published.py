@@ -1,7 +1,10 @@
 """`mdcs import`: a checkpoint as the published code writes it becomes a run folder that evaluates, predicts and can be trained on."""
 
-import configparser
+import csv
 import json
+import sys
+import types
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +22,19 @@ NAMES = [f"class {label}" for label in range(10)]
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A checkpoint with the golden CIFAR-10 weights and, as upstream, a pickled configuration object; pictures of ten classes."""
+    """A checkpoint with the golden CIFAR-10 weights and, as upstream, an object of a module that is not here; pictures of ten classes."""
     folder = tmp_path_factory.mktemp("published")
     vectors = golden("resnet32_experts.npz")
     start = "c10/state/"
     state = {f"module.{key.removeprefix(start)}": torch.from_numpy(vectors[key]).float() for key in vectors if key.startswith(start)}
-    torch.save(
-        {"arch": "ResNet32Model", "epoch": 400, "state_dict": state, "config": configparser.ConfigParser()}, folder / "model_best.pth"
-    )
+    content = {"arch": "ResNet32Model", "epoch": 398, "state_dict": OrderedDict(state), "optimizer": {"state": {}, "param_groups": [{}]}}
+    there = types.ModuleType("parse_config")
+    there.ConfigParser = type("ConfigParser", (), {"__module__": "parse_config"})
+    sys.modules["parse_config"] = there
+    config = there.ConfigParser()
+    config._config, config._save_dir, config.resume = OrderedDict(name="mdcs", n_gpu=1), Path("saved/models"), None
+    torch.save(content | {"monitor_best": np.float64(0.56), "config": config}, folder / "model_best.pth")
+    del sys.modules["parse_config"]
     random = np.random.RandomState(0)
     for split, number in (("train", 3), ("test", 2)):
         for name in NAMES:
@@ -51,6 +59,7 @@ def test_a_published_checkpoint_becomes_a_run(places: tuple[Path, Path], tmp_pat
     assert run.classes.names == tuple(NAMES) and run.config["model"]["depth"] == 32
 
     scores = other_words("evaluate", [f"run={folder}"])
+    assert (run.epoch, scores["checkpoint_epoch"], run.config["trainer"]["max_epochs"]) == (398, 398, 398)
     assert scores["n"] == 20 and json.loads((tmp_path / "imported" / "scores.json").read_text())["accuracy"] == scores["accuracy"]
 
     tuned = train_words(
@@ -59,6 +68,16 @@ def test_a_published_checkpoint_becomes_a_run(places: tuple[Path, Path], tmp_pat
     for name, weight in mdcs.load(folder).net.named_parameters():
         assert torch.equal(weight, tuned.net.get_parameter(name)), name
     assert any("classifiers are taken, too" in note for note in tuned.notes)
+
+    other_words("predict", [f"run={folder}", f"input={pictures / 'test'}", "output=answers.csv"])
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
+    assert len(rows) == 20 and {row["expert_3"] for row in rows} <= set(NAMES)
+    assert sum(row["class_1"] in row["file"] for row in rows) == 20 * scores["accuracy"]
+
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=rf"^{folder} was imported, without an optimiser .* with model.pretrained={folder}$"):
+        train_words([f"resume={folder}"])
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 def test_mistakes(places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

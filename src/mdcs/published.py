@@ -18,15 +18,17 @@ def import_published(file: str, format: Literal["mdcs"] = "mdcs", output: str | 
     """Make the run folder `output` from the published checkpoint `file`; `settings` are the configuration of the run that it stands for.
 
     Class names and counts come from the dataset, which must be the one that the checkpoint was trained on: its number of classes is
-    checked. The file's own objects are not executed, and its optimiser is left behind: published checkpoints hold no schedule, so training
-    goes on from such a run with `model.pretrained=`, not with `resume=`.
+    checked. The epoch is the file's, if it says so. Its objects are not executed, and its optimiser is left behind: published checkpoints
+    hold no schedule, so training goes on from such a run with `model.pretrained=`, not with `resume=`.
     """
     folder = Path(output or Path("runs") / "imported" / Path(file).stem)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output={folder} exists already: choose another folder")
-    state = read_published(file)
+    state, epoch = read_published(file)
     net = published_mdcs(state)
     settings = {key: value for key, value in settings.items() if key != "experiment"} | {"model": published_model(state)}
+    if epoch is not None:
+        settings["trainer"] = settings["trainer"] | {"max_epochs": epoch}
     run = build(settings)
     num_classes = net.heads.weight.shape[-1]
     if num_classes != len(run.classes):

@@ -58,7 +58,10 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     if rows and scored.get("epochs") == int(rows[-1]["epoch"]) >= cfg["trainer"]["max_epochs"]:
         log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
         return load(folder)
-    run = build(cfg, resumed=(folder / "checkpoints" / "last.ckpt").exists())
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists() and "optimizer_states" not in read_checkpoint(last):
+        raise UserError(f"{folder} was imported, without an optimiser to go on with: train on in a new run with model.pretrained={folder}")
+    run = build(cfg, resumed=last.exists())
     subset = (folder / "subset.csv").read_bytes().decode() if (folder / "subset.csv").exists() else None
     if subset is not None and subset != (now := first_files(run)["subset.csv"]):
         before, after = subset.count("\n") - 1, now.count("\n") - 1
@@ -90,8 +93,6 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
     last = folder / "checkpoints" / "last.ckpt"
-    if last.exists():
-        read_checkpoint(last)  # refuses a damaged one before anything is changed
     refuse_unkept_steps(trainer, run, facts["train_pictures"], last.exists())
     try:
         trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if last.exists() else None, weights_only=True)

@@ -259,6 +259,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     UserError if the file is damaged, something else, or holds none.
     """
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[Any, Any]]:
+    """`read_state_dict`, and all that is at the top of the file, tensors not read and `INERT` in place of objects."""
     loaded: dict[str, Tensor] = {}
 
     def read(tensor: Lazy, load: Load) -> Tensor:
@@ -271,6 +276,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # about texts with escapes, in the oldest pickles
             content, load = open_zip(file) if zipfile.is_zipfile(file) else open_legacy(file)
+            top = content
             for wrapping in ("state_dict", "model"):
                 if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
                     content = content[wrapping]
@@ -283,4 +289,4 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read as a PyTorch file ({reason})") from error
     if not tensors:
         raise UserError(f"{path} holds no state dict (tensors by name, at the top or under state_dict)")
-    return tensors
+    return tensors, top

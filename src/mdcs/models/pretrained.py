@@ -11,7 +11,7 @@ from torch import Tensor
 from mdcs import config
 from mdcs.errors import UserError
 from mdcs.models.expert_net import ExpertNet
-from mdcs.models.inert_pickle import read_state_dict
+from mdcs.models.inert_pickle import read_file, read_state_dict
 from mdcs.models.resnet import BLOCKS, BOTTLENECK_FROM, ResNet
 from mdcs.models.resnet_cifar import ResNetCifar
 from mdcs.models.timm_backbone import Timm, timm_weights
@@ -130,12 +130,17 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------------------------------------------------- published
 
 
-def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The network in a published MDCS checkpoint, by its published names. Such files pickle objects too: nothing of them is executed."""
+def read_published(path: str | Path) -> tuple[dict[str, Tensor], int | None]:
+    """The network in a published MDCS checkpoint, by its published names, and its epoch if the file says so.
+
+    Such files pickle objects too: nothing of them is executed.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; give a published checkpoint, for example checkpoint-epoch400.pth")
-    return read_state_dict(path)
+    state, content = read_file(path)
+    epoch = content.get("epoch")
+    return state, epoch if type(epoch) is int and epoch > 0 else None
 
 
 def published_model(state: Mapping[str, Tensor]) -> dict[str, Any]:
