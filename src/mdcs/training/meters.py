@@ -20,39 +20,43 @@ class EpochMeans(Metric):
 
     full_state_update = False
     sums: Tensor
-    groups_GC: Tensor
+    of_classes: Tensor
 
     def __init__(self, classes: Classes, num_experts: int) -> None:
         super().__init__()
+        self.classes = classes
         self.names: list[str] = []
-        self.num_experts = num_experts
-        self.register_buffer("groups_GC", torch.stack(list(classes.groups.values())), persistent=False)  # bool
-        # (2, len(names)): sums, and what each is divided by.
-        self.add_state("sums", torch.zeros(0), dist_reduce_fx="sum")
+        self.distils = False
+        self.add_state("sums", torch.zeros(0), dist_reduce_fx="sum")  # (len(names))
+        # The confident pictures of each expert, and all. Float32 counts are exact up to 16 million pictures of a class.
+        self.add_state("of_classes", torch.zeros(num_experts + 1, len(classes)), dist_reduce_fx="sum")
 
     def update(self, parts: dict[str, Tensor], logits_VBKC: Tensor, labels_B: Tensor) -> None:
-        rows = len(labels_B)
-        scalars = {f"train/{name}": value for name, value in parts.items() if value.ndim == 0}
+        scalars = {f"train/{name}": value.detach().float() for name, value in parts.items() if value.ndim == 0}
         hits_VB = logits_VBKC.mean(2).argmax(-1) == labels_B
-        values = torch.stack([*(value.detach().float() for value in scalars.values()), hits_VB.float().mean()]) * rows
-        weights, names = torch.full_like(values, rows), [*scalars, "train/acc"]
-        if "confident_KB" in parts:
-            confident_KB, groups_GB = parts["confident_KB"].float(), self.groups_GC[:, labels_B].float()
-            values = torch.cat([values, confident_KB.sum(1), groups_GB @ confident_KB.mean(0)])
-            weights = torch.cat([weights, weights[:1].expand(self.num_experts), groups_GB.sum(1)])
-            names += [f"train/confident_{k + 1}" for k in range(self.num_experts)]
-            names += [f"train/confident_{group}" for group in ("many", "medium", "few")]
-        step = torch.stack([values, weights])
-        self.sums = self.sums + step if self.sums.numel() else step
-        self.names = names
+        values = torch.stack([*scalars.values(), hits_VB.mean(dtype=torch.float)])
+        if not self.sums.numel():
+            self.names, self.distils, self.sums = [*scalars, "train/acc"], "confident_KB" in parts, torch.zeros_like(values)
+        self.sums.add_(values, alpha=len(labels_B))
+        marked_JB = torch.ones_like(labels_B, dtype=torch.bool)[None]
+        if self.distils:
+            marked_JB = torch.cat([parts["confident_KB"], marked_JB])
+        self.of_classes[-len(marked_JB) :].index_add_(1, labels_B, marked_JB.float())
 
     def local(self) -> dict[str, float]:
         """The means over this rank's pictures so far, and their number; a group without pictures is left out."""
         if not self.sums.numel():
             return {}
-        values, weights = self.sums.tolist()
-        means = {name: value / weight for name, value, weight in zip(self.names, values, weights, strict=True) if weight}
-        return means | {"pictures": weights[0]}
+        *confident, support_C = self.of_classes.cpu().double()
+        pictures = support_C.sum().item()
+        means = {name: value / pictures for name, value in zip(self.names, self.sums.tolist(), strict=True)}
+        if self.distils:
+            means |= {f"train/confident_{k}": chosen_C.sum().item() / pictures for k, chosen_C in enumerate(confident, 1)}
+            share_C = torch.stack(confident).mean(0)
+            for name, group_C in self.classes.groups.items():
+                if of_group := support_C[group_C].sum().item():
+                    means[f"train/confident_{name}"] = share_C[group_C].sum().item() / of_group
+        return means | {"pictures": pictures}
 
     def compute(self) -> dict[str, float]:
         """The means over all ranks."""
