@@ -78,7 +78,9 @@ def group_bars(values: Mapping[str, Sequence[Mapping[str, float | None]]], n: in
     over = f", mean ± s.d. of {' or '.join(map(str, runs_each))} runs" if runs_each[-1] > 1 else ""
     ax.set(xticks=range(len(keys)), xticklabels=list(keys), ylim=(0, 105), xlabel="classes")
     ax.set_ylabel(f"{split} accuracy in %, n = {n:,}{over}", fontsize=9)
-    figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=8)
+    columns = max(1, min(4, 72 // (6 + max(map(len, values)))))  # long names in fewer columns, for which the figure grows
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, -(-len(values) // columns) - 2))
+    figure.legend(frameon=False, ncols=columns, loc="outside upper center", fontsize=8)
     return figure
 
 
@@ -210,7 +212,7 @@ def figures_of(run: Contents, answers: Mapping[str, str]) -> "dict[str, Figure]"
     if run.num_experts > 1 and agreement is not None:
         figures["agreement"] = expert_matrix(agreement, f"same answer in % of {n:,} pictures")
     if run.cka is not None:
-        figures["features"] = expert_matrix(run.cka, f"similarity of features (linear CKA) in %, {n:,} pictures")
+        figures["features"] = expert_matrix(run.cka, f"linear CKA of features in %, n = {n:,}")
     if sets:
         figures["agnostic"] = agnostic_curves(sets, answers, n)
     if curves:
