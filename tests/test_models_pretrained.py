@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import struct
+import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -360,6 +362,8 @@ def evil(kind: str, trace: Path) -> bytes:
             return opcodes("ctorch", "load", f"(S'{trace}.in'", "tR.")
         case "extension":
             return b"\x80\x02\x82\x01)R."
+        case "persistent id":
+            return opcodes("(S'storage'", f"c{system}", "system", f"(S'{command}'", "tRS'0'", "S'cpu'", "I1", "tQ.")
     raise AssertionError(kind)
 
 
@@ -374,8 +378,8 @@ KINDS = [
     "torch.os.system",
     "dotted, protocol 4",
 ]
-KINDS += ["getattr chain", "a stub called", "NEWOBJ", "rebuild with a callable", "torch.load", "extension"]
-HARMFUL = ["os.system", "eval", "exec in a state", "posix.system", "INST", "OBJ", "dotted, protocol 4"]
+KINDS += ["getattr chain", "a stub called", "NEWOBJ", "rebuild with a callable", "torch.load", "extension", "persistent id"]
+HARMFUL = ["os.system", "eval", "exec in a state", "posix.system", "INST", "OBJ", "dotted, protocol 4", "persistent id"]
 
 
 def in_a_zip(content: bytes, storages: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> bytes:
@@ -387,6 +391,17 @@ def in_a_zip(content: bytes, storages: dict[str, bytes] | None = None, compressi
     return buffer.getvalue()
 
 
+def in_a_tar(content: bytes) -> bytes:
+    """As torch 0.1 wrote it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("kind", HARMFUL)
 def test_the_pickles_would_do_harm(kind: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
@@ -395,20 +410,34 @@ def test_the_pickles_would_do_harm(kind: str, tmp_path: Path) -> None:
     assert trace.exists()
 
 
-@pytest.mark.parametrize("wrapped", ["zip", "legacy", "bare"])
+@pytest.mark.parametrize("wrapped", ["zip", "legacy", "tar", "bare"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_in_a_file_is_executed(kind: str, wrapped: str, tmp_path: Path) -> None:
     trace, file = tmp_path / "trace", tmp_path / "evil.pth"
     content = evil(kind, trace)
     torch.save({"x": torch.ones(1)}, f"{trace}.in")
     header = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
-    file.write_bytes({"zip": in_a_zip(content), "legacy": header + content + pickle.dumps([], 2), "bare": content}[wrapped])
+    legacy = header + content + pickle.dumps([], 2)
+    file.write_bytes({"zip": in_a_zip(content), "legacy": legacy, "tar": in_a_tar(content), "bare": content}[wrapped])
     code = torch._utils._rebuild_tensor_v2.__code__
     with pytest.raises(UserError, match=r"cannot be read as a PyTorch file|holds no state dict") as refusal:
         read_state_dict(file)
     assert "\n" not in str(refusal.value)
     assert not trace.exists()
     assert torch._utils._rebuild_tensor_v2.__code__ is code
+
+
+def test_no_pickle_keeps_the_reader_busy(tmp_path: Path) -> None:
+    """Work in proportion to the file: 50,000 tuples, each in the one before, take a fraction of a second, not minutes."""
+    file = tmp_path / "deep.pth"
+    file.write_bytes(in_a_zip(b"(" * 50_000 + b"t" * 50_000 + b"."))
+    began = time.process_time()
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_state_dict(file)
+    assert time.process_time() - began < 10
+    file.write_bytes(in_a_zip(b"t."))
+    with pytest.raises(UserError, match="it takes more than there is"):
+        read_state_dict(file)
 
 
 def one_tensor(numel: int, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:

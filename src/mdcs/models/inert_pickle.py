@@ -127,8 +127,10 @@ def unpickle(stream: BinaryIO | bytes, storages: dict[str, Storage]) -> Any:
         return above
 
     def to_mark() -> list[Any]:
-        marks = [place for place, value in enumerate(stack) if value is MARK]
-        return take(len(stack) - marks[-1])[1:]
+        number = next((number for number, value in enumerate(reversed(stack), 1) if value is MARK), None)
+        if number is None:
+            raise ValueError("it takes more than there is")
+        return take(number)[1:]
 
     def pairs(flat: list[Any]) -> dict[Any, Any]:
         return mapping(zip(flat[::2], flat[1::2], strict=True))
