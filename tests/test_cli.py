@@ -87,6 +87,7 @@ def test_help_of_a_verb_names_its_settings_and_its_examples_are_taken(verb: str)
         (["augment.weak._target_=torch.serialization.os.system"], "expected a subclass of mdcs.types.Policy"),
         (["data._target_=builtins.exec"], "expected a subclass of mdcs.data.splits.DataSource"),
         (["data=cifar100", "data.root=no such folder"], "no such folder"),
+        (["data=cifar100", "data.root="], "data.root= is empty: expected a path"),
         (["checkpoint=best", "data.val_fraction=0.2", "trainer.limit_val_batches=0"], "checkpoint=best, but no epoch would be validated"),
         (["trainer.val_check_interval=100", "data.val_fraction=0.2"], "trainer.val_check_interval=100: an epoch has 8 steps"),
         (["trainer.logger=true"], "trainer.logger cannot be set: mdcs sets it itself"),
@@ -126,6 +127,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (["run=x", "data=cifar10"], "data=cifar10: a run is evaluated on its own kind"),
         ([], "run=... is missing"),
         (["run=nowhere"], "not a run folder"),
+        (["run="], "run= is empty: expected a path"),
         (["run=x", "-m"], "takes key=value words only"),
     ],
 )

@@ -33,6 +33,7 @@ def test_pictures_at_any_depth(tmp_path: Path, kind: str) -> None:
         ("list.csv", b"b/c/deep.png\ntop.jpg\n"),
         ("list.csv", b"picture\nb/c/deep.png\ntop.jpg\n"),
         ("list.csv", b"id,filename\n7,b/c/deep.png\n8,top.jpg\n"),
+        ("list.txt", b"b/c/deep.png 12\ntop.jpg\t0\n"),
         ("list.tsv", b'path\twho\n"b/c/deep.png"\tme, you\ntop.jpg\tme\n'),
     ],
 )
@@ -51,6 +52,19 @@ def test_one_picture_absolute_paths_and_empty_lists(tmp_path: Path) -> None:
     assert store.read(names[0]) == b"top"
     (tmp_path / "list.txt").write_text("one\u2028name.jpg\nother.jpg", encoding="utf-8")
     assert pictures_of(tmp_path / "list.txt")[1] == ["one\u2028name.jpg", "other.jpg"]
+    (tmp_path / "list.txt").write_text("day 1\nmy top.jpg\n7")
+    assert pictures_of(tmp_path / "list.txt")[1] == ["day 1", "my top.jpg", "7"]
     (tmp_path / "list.txt").write_text("\n\n")
     with pytest.raises(UserError, match="lists no pictures"):
         pictures_of(tmp_path / "list.txt")
+
+
+def test_what_is_no_input_is_told_what_would_be_one(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(b"top")
+    told = r": expected a folder, a zip or a tar of pictures, a list of their paths \(.txt, .csv\), or one picture \(.jpg, .png, ...\)"
+    with pytest.raises(UserError, match="photo" + told + "$"):
+        pictures_of(tmp_path / "photo")
+    with pytest.raises(UserError, match=r"\*.jpg: there is no such .*; wildcards are not followed: give the folder$"):
+        pictures_of(tmp_path / "*.jpg")
+    with pytest.raises(UserError, match=r"nothing: there is no such folder or file; .*, \.\.\.\)$"):
+        pictures_of(tmp_path / "nothing")

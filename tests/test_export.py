@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import mdcs
-from conftest import ROOT
+from conftest import ROOT, full_disk
 from mdcs.build import Run
 from mdcs.errors import UserError
 from mdcs.evaluation.combine import combine
@@ -138,6 +138,33 @@ def test_the_checkpoint_and_the_place_can_be_chosen(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").exists()
     best = read_safetensors(export(str(folder), "safetensors", checkpoint="best", overwrite=True))(images)[1]
     torch.testing.assert_close(best, -last)
+
+
+def test_grouped_experts_share_no_memory_in_a_file(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", ["model.grouped=true"])
+    check_answers(mdcs.load(folder), "safetensors", export(str(folder), "safetensors"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_printed_lines_run(
+    format: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(str(folder), output=f"model.{FORMATS[format]}")
+    lines = [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    given = {"images": images if format == "onnx" else torch.from_numpy(images)}
+    exec("\n".join(lines), given)
+    expected = combine(mdcs.load(folder).predict(images)).softmax(-1)
+    assert np.allclose(given["probabilities"], expected, atol=1e-5) and given["names"] == NAMES
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_leaves_nothing(format: str, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / f"model.{FORMATS[format]}"
+    with full_disk(), pytest.raises(UserError, match=f"{file} cannot be written: File too large"):
+        export(str(folder), output=str(file))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """`mdcs predict`: the table says what the run predicts, for any kind of input; unreadable pictures; mistakes. `Run.predict` of pictures."""
 
 import csv
+import io
 import json
 import shutil
 import sys
+import time
 import zipfile
+from multiprocessing import active_children
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import mdcs
+from conftest import full_disk
 from mdcs import cli
 from mdcs.build import Run
 from mdcs.data.crops import Crop
@@ -155,7 +160,45 @@ def test_unreadable_pictures_are_named_and_the_others_go_on(
     check([rows[place] for place in good], run.predict(images)[good])
     out = capfd.readouterr().out
     assert f"{NUM_PICTURES} pictures" in out and "6 unreadable" in out and "0/001.png cannot be read" in out
-    assert "1 files that are no pictures were left out, the first being notes.txt" in out
+    assert "not pictures by their names, so left out: 1 file (notes.txt)" in out
+
+
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(
+    folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "\udcff ä.png").write_bytes(b"")
+    words = [f"run={folder}", f"input={photos / chr(0xDCFF)} ä.png", f"output={tmp_path / 'out.csv'}"]
+    for encoding, shown in (("ascii", rb"\udcff \xe4.png"), ("utf-8", "\\udcff ä.png".encode())):
+        screen = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding=encoding))
+        monkeypatch.setattr(sys, "argv", ["mdcs", "predict", *words, "overwrite=true"])
+        cli.main()
+        sys.stdout.flush()
+        assert screen.getvalue().startswith(b"1 picture in ") and shown + b" cannot be read" in screen.getvalue()
+
+
+def test_a_lost_worker_is_told_in_one_line(folder: Path, photos: Path, tmp_path: Path) -> None:
+    """As where the system runs out of memory."""
+    (tmp_path / "many.txt").write_text("photos/0/000.png\n" * 5000)
+
+    def kill() -> None:
+        while not (workers := active_children()):
+            time.sleep(0.001)
+        workers[0].kill()
+
+    killer = Thread(target=kill)
+    killer.start()
+    with pytest.raises(UserError, match="a process that decodes pictures was ended"):
+        predict(str(folder), str(tmp_path / "many.txt"), str(tmp_path / "out.csv"), batch_size=1, num_workers=1)
+    killer.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many.txt", "photos"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_full_disk_leaves_nothing(suffix: str, folder: Path, photos: Path, tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(UserError, match=rf"out.{suffix} cannot be written: .*[Ff]ile too large"):
+        predict(str(folder), str(photos), str(tmp_path / f"out.{suffix}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_odd_names_of_files_survive(run: Run, folder: Path, photos: Path, images: Tensor, tmp_path: Path) -> None:
@@ -248,6 +291,7 @@ def test_pictures_of_any_kind(run: Run, photos: Path, images: Tensor, tmp_path: 
         arrays,
         files,
         tuple(map(str, files)),
+        (file for file in files),
         [Image.fromarray(array) for array in arrays],
     ]
     for kind in kinds:
@@ -275,6 +319,8 @@ def test_classify_names_the_most_probable(run: Run, photos: Path, images: Tensor
         assert [name for name, _ in answer] == [NAMES[label] for label in labels]
         assert [value for _, value in answer] == pytest.approx(row[labels].tolist(), abs=1e-5)
     assert sum(value for _, value in run.classify(images[:1], top_k=99)[0]) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="top_k=0: expected at least 1"):
+        run.classify(images[:1], top_k=0)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +331,9 @@ def test_classify_names_the_most_probable(run: Run, photos: Path, images: Tensor
         (["nowhere.png"], "nowhere.png cannot be read"),
         ([np.zeros((8, 8), np.uint8)], r"a picture must be a path, .* not uint8 \(8, 8\)"),
         ([3], "a picture must be a path, .* not int"),
+        (None, "a picture must be a path, .* not NoneType"),
     ],
-    ids=["float", "channels last", "no file", "grey", "number"],
+    ids=["float", "channels last", "no file", "grey", "number", "nothing"],
 )
 def test_what_is_no_picture(given: object, message: str, run: Run) -> None:
     with pytest.raises(UserError, match=message):

@@ -58,6 +58,11 @@ def test_a_published_checkpoint_becomes_a_run(places: tuple[Path, Path], tmp_pat
     assert np.abs(out.logits.numpy() - vectors["c10/eval/logits"]).max() < 1e-5  # the weights go through float32, which holds them exactly
     assert run.classes.names == tuple(NAMES) and run.config["model"]["depth"] == 32
 
+    one = pictures / "test" / NAMES[3] / "0.bmp"
+    pixels_3HW = torch.from_numpy(np.array(Image.open(one))).permute(2, 0, 1)
+    again = mdcs.load(folder)
+    torch.testing.assert_close(again.predict(one), again.predict(pixels_3HW[None]), rtol=0, atol=1e-5)
+
     scores = other_words("evaluate", [f"run={folder}"])
     assert (run.epoch, scores["checkpoint_epoch"], run.config["trainer"]["max_epochs"]) == (398, 398, 398)
     assert scores["n"] == 20 and json.loads((tmp_path / "imported" / "scores.json").read_text())["accuracy"] == scores["accuracy"]
@@ -67,6 +72,7 @@ def test_a_published_checkpoint_becomes_a_run(places: tuple[Path, Path], tmp_pat
     )
     for name, weight in mdcs.load(folder).net.named_parameters():
         assert torch.equal(weight, tuned.net.get_parameter(name)), name
+    assert tuned.predict([one]).shape == (1, 3, 10)
     assert any("classifiers are taken, too" in note for note in tuned.notes)
 
     other_words("predict", [f"run={folder}", f"input={pictures / 'test'}", "output=answers.csv"])
@@ -91,6 +97,8 @@ def test_mistakes(places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest
         other_words("import", ["file=nothing.pth", "data=cifar10", *data, "output=wrong"])
     with pytest.raises(UserError, match=r"^import.format='ride': expected one of mdcs"):
         other_words("import", ["format=ride", f"file={file}", "data=cifar10", *data])
+    with pytest.raises(UserError, match=r"leaves open how its pictures are prepared; .* data.image_size=32 augment=cifar"):
+        other_words("import", [f"file={file}", "data=folder", data[0], "augment=cifar", "output=wrong"])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match=r"exists already"):

@@ -82,7 +82,8 @@ class Run:
         """Raw logits (N, K, C); `combine(logits)` of mdcs.evaluation.combine is the ensemble's answer (N, C).
 
         `images` is a uint8 tensor or array (N, 3, H, W), taken as it is; or a list of paths, Pillow pictures and arrays (H, W, 3) uint8 of
-        any size, which are resized and cropped as the run's evaluation does; or one of these. UserError names a file that cannot be read.
+        any size (or anything that yields them), which are resized and cropped as the run's evaluation does; or one of these. UserError
+        names a file that cannot be read.
 
         >>> mdcs.load("runs/mine").predict(["cat.jpg", "dog.png"]).shape  # doctest: +SKIP
         torch.Size([2, 3, 10])
@@ -99,6 +100,8 @@ class Run:
         >>> mdcs.load("runs/mine").classify("cat.jpg", top_k=2)  # doctest: +SKIP
         [[('cat', 0.9), ('lynx', 0.1)]]
         """
+        if top_k < 1:
+            raise UserError(f"top_k={top_k}: expected at least 1")
         best = combine(self.predict(images).float()).softmax(-1).topk(min(top_k, len(self.classes)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [[(self.classes.names[label], value) for label, value in zip(*pair, strict=True)] for pair in pairs]
@@ -123,6 +126,9 @@ def build(cfg: Mapping[str, Any], classes: Classes | None = None, resumed: bool 
     splits = source.splits() if classes is None else None
     if splits is not None:
         classes = splits.classes
+        if source.image_size is None:  # so that the loaded run knows it without its dataset
+            own["data"]["image_size"] = splits.train.images.shape[-1]
+            source = make_source(own["data"])
     assert classes is not None
     if len(classes) < 2:
         raise UserError(f"there is one class only, {classes.names[0]!r}: a classifier needs at least two")

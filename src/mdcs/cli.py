@@ -1,6 +1,7 @@
 """The command line: `mdcs VERB key=value ...`. Help and mistakes in the verb answer before Hydra or torch is imported."""
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -38,6 +39,8 @@ log = logging.getLogger("mdcs")
 def main() -> None:
     """Entry point. Exit code 0 = done, 2 = the user's mistake in one line on stderr, 130 = interrupted."""
     words = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files that the terminal cannot show end no verb
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(usage(config.conf_dir()))

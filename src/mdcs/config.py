@@ -199,6 +199,8 @@ def with_absolute_paths(cfg: Mapping[str, Any], *, inside: str = "") -> dict[str
             changed[name] = with_absolute_paths(value, inside=f"{key}.")
         elif name == "runs":
             changed[name] = [absolute(path) for path in ([value] if isinstance(value, str) else value)]
+        elif value == "" and key in PATH_KEYS:
+            raise UserError(f"{key}= is empty: expected a path")
         elif isinstance(value, str) and (key in (*PATH_KEYS, "data.cache") or (key in OPTIONAL_PATHS and os.path.exists(absolute(value)))):
             changed[name] = absolute(value)
     return changed

@@ -1,6 +1,7 @@
 """A run to one file that is used without its folder: preprocessing and class names inside, any number of pictures at once."""
 
 import importlib.util
+import io
 import json
 import logging
 import warnings
@@ -33,10 +34,12 @@ DESCRIPTION = "mdcs.json"  # names the description in every format
 TOLERANCE = 1e-4  # of the written file's probabilities, whose last digits depend on the order in which a runtime sums
 
 USE = {
-    "torch": """files = {{"mdcs.json": ""}}; model = torch.export.load({file!r}, extra_files=files).module()
+    "torch": """import json, torch
+files = {{"mdcs.json": ""}}; model = torch.export.load({file!r}, extra_files=files).module()
 probabilities, expert_logits = model(images)
 names = json.loads(files["mdcs.json"])["classes"]""",
-    "onnx": """session = onnxruntime.InferenceSession({file!r})
+    "onnx": """import json, onnxruntime
+session = onnxruntime.InferenceSession({file!r})
 probabilities, expert_logits = session.run(None, {{"images": images}})
 names = json.loads(session.get_modelmeta().custom_metadata_map["mdcs.json"])["classes"]""",
     "safetensors": """from mdcs.export import read_safetensors; model = read_safetensors({file!r})
@@ -123,7 +126,9 @@ def describe(run: Run) -> dict[str, Any]:
 
 def write_torch(classifier: Classifier, file: Path) -> None:
     """A program of torch.export, the description among its extra files."""
-    torch.export.save(traced(classifier), file, extra_files={DESCRIPTION: json.dumps(classifier.description, ensure_ascii=False)})
+    content = io.BytesIO()  # as torch's own writer of files aborts the process where the disk is full
+    torch.export.save(traced(classifier), content, extra_files={DESCRIPTION: json.dumps(classifier.description, ensure_ascii=False)})
+    file.write_bytes(content.getvalue())
 
 
 def write_onnx(classifier: Classifier, file: Path) -> None:
@@ -142,7 +147,8 @@ def write_safetensors(classifier: Classifier, file: Path) -> None:
     """The network's weights, the description in the header."""
     from safetensors.torch import save
 
-    weights = {name: tensor.contiguous() for name, tensor in classifier.net.state_dict().items()}
+    # copies, as safetensors refuses tensors that share memory, which grouped experts do
+    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in classifier.net.state_dict().items()}
     content = save(weights, {"format": "pt", DESCRIPTION: json.dumps(classifier.description, ensure_ascii=False)})
     file.write_bytes(content)  # save_file would let nobody but the user read it
 
@@ -227,7 +233,9 @@ def show(classifier: Classifier, format: str, file: Path, difference: float | No
     description = classifier.description
     size, resize, num_experts = (description[key] for key in ("image_size", "resize", "num_experts"))
     num_classes = len(description["classes"])
-    checked = "not checked: onnxruntime is not installed" if difference is None else f"probabilities within {difference:.0e} of the run's"
+    checked = f"probabilities within {difference:.0e} of the run's" if difference else "probabilities equal to the run's"
+    if difference is None:
+        checked = "not checked: onnxruntime is not installed"
     lines = [
         f"{file}: {format}, {file.stat().st_size / 2**20:.1f} MiB; {checked}",
         f"in:  images (B, 3, {size}, {size}) uint8 RGB, short side resized to {resize} (bilinear), centre cut out; normalised inside",

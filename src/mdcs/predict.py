@@ -4,7 +4,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mdcs.data.inputs import pictures_of
 from mdcs.data.module import Batches, PictureBatches
 from mdcs.data.order import EpochOrder
 from mdcs.data.paths import Paths
+from mdcs.data.splits import several
 from mdcs.data.squares import evaluation_crop
 from mdcs.data.store import Store
 from mdcs.errors import UserError
@@ -166,7 +168,7 @@ class Summary:
     def lines(self, seconds: float) -> list[str]:
         """For people."""
         answered = self.pictures - self.unreadable
-        lines = [f"{self.pictures} pictures in {seconds:.1f} s ({self.pictures / seconds:.0f}/s), {self.unreadable} unreadable"]
+        lines = [f"{several(self.pictures, 'picture')} in {seconds:.1f} s ({self.pictures / seconds:.0f}/s), {self.unreadable} unreadable"]
         lines += [f"  {error}" for error in self.errors]
         lines += ["  ... (the others stand in the column error)"] if self.unreadable > len(self.errors) else []
         if answered:
@@ -207,7 +209,8 @@ def predict(
     if not listed:
         raise UserError(f"input={input}: there are no pictures in it" + (f", only files such as {skipped[0]}" if skipped else ""))
     files = Paths(listed)
-    left_out = [f"{len(skipped)} files that are no pictures were left out, the first being {skipped[0]}"] if skipped else []
+    some = (skipped[0] if skipped else "") + ", ..." * (len(skipped) > 1)
+    left_out = [f"not pictures by their names, so left out: {several(len(skipped), 'file')} ({some})"] if skipped else []
     left_out += not_among(names, listed)
     del listed, skipped  # up to a million objects
     if num_workers is None:
@@ -217,7 +220,8 @@ def predict(
     pictures = Squares(store, files, evaluation_crop(trained.source))
     loader = DataLoader(pictures, batch_size=None, sampler=order, num_workers=num_workers, pin_memory=chosen.type == "cuda")
     summary, started = Summary(), time.perf_counter()
-    with complete_or_absent(place) as part, table(part, columns(top_k, trained.net.num_experts)) as write, bar() as progress:
+    header = columns(top_k, trained.net.num_experts)
+    with lost_workers_told(), complete_or_absent(place) as part, table(part, header) as write, bar() as progress:
         task = progress.add_task(f"on {chosen}", total=len(files))
         for images, errors in loader:
             done = range(summary.pictures, summary.pictures + len(errors))
@@ -254,6 +258,18 @@ def logits_of(run: Run, images: Tensor) -> Tensor:
         return run.predict(images, max(1, len(images)))
     except torch.OutOfMemoryError as error:
         raise UserError(f"the device has too little memory for {len(images)} pictures at once: lower batch_size") from error
+
+
+@contextmanager
+def lost_workers_told() -> Iterator[None]:
+    """UserError where the system has ended a process that decodes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "a process that decodes pictures was ended, as happens when memory (or /dev/shm in a container) is short"
+        raise UserError(f"{reason}: lower num_workers or batch_size; num_workers=0 needs neither") from error
 
 
 def chosen_device(name: str) -> torch.device:

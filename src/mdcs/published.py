@@ -29,6 +29,11 @@ def import_published(file: str, format: Literal["mdcs"] = "mdcs", output: str | 
     settings = {key: value for key, value in settings.items() if key != "experiment"} | {"model": published_model(state)}
     if epoch is not None:
         settings["trainer"] = settings["trainer"] | {"max_epochs": epoch}
+    if "auto" in (settings["data"].get("image_size"), settings["augment"]["_target_"]):
+        raise UserError(
+            "import: this dataset leaves open how its pictures are prepared; say it as the checkpoint was trained, for example "
+            "data.image_size=32 augment=cifar, or data.image_size=224 augment=imagenet"
+        )
     run = build(settings)
     num_classes = net.heads.weight.shape[-1]
     if num_classes != len(run.classes):

@@ -85,8 +85,6 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]
     """`fit`, telling `logger` of it."""
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     run.config["trainer"]["precision"] = resolved_trainer_arguments(run.config)["precision"]
-    if run.source.image_size is None:  # so that the loaded run knows it without its dataset
-        run.config["data"]["image_size"] = run.splits.train.images.shape[-1]
     facts = static_facts(run)
     run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts), logger, earlier)
     trainer = make_trainer(run.config, run_folder, run.splits.val is not None)

@@ -1,6 +1,6 @@
 """Pictures from anywhere as the evaluation of a run sees its own: the short side resized, the central square cut out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mdcs.errors import UserError
 
 Array = np.ndarray[Any, Any]
 Picture = str | PathLike[str] | Image.Image | Array
-Images = Tensor | Array | Picture | Sequence[Picture]
+Images = Tensor | Array | Picture | Iterable[Picture]
 
 
 def evaluation_crop(source: DataSource) -> Crop:
@@ -31,9 +31,10 @@ def evaluation_crop(source: DataSource) -> Crop:
 
 def batches(images: Images, source: DataSource, batch_size: int) -> Iterator[Tensor]:
     """(B, 3, H, W) uint8: a tensor or array (N, 3, H, W) cut in parts; pictures of any size or paths, one or many, as squares."""
-    if isinstance(images, str | PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+    if not isinstance(images, Iterable) or isinstance(images, str | PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3):
         images = [images]
     if not isinstance(images, Tensor | np.ndarray):
+        images = list(images)
         crop = evaluation_crop(source)
         for start in range(0, len(images), batch_size):
             yield squares(images[start : start + batch_size], crop)

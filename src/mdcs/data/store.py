@@ -156,16 +156,19 @@ class Archive(Store):
         return place
 
 
-def open_store(root: Path) -> Store:
-    """The files of a folder, a zip or a tar; the index of an archive is read now. A compressed tar is unpacked into memory."""
+def open_store(root: Path, or_else: str = "") -> Store:
+    """The files of a folder, a zip or a tar; the index of an archive is read now. A compressed tar is unpacked into memory.
+
+    `or_else` says what else the caller takes, for messages.
+    """
     try:
         if root.is_dir():
             return Directory(root)
         if not root.exists():
-            raise UserError(f"{root}: there is no such folder or file; expected a folder, a zip or a tar of pictures")
+            raise UserError(f"{root}: there is no such folder or file; expected a folder, a zip or a tar of pictures{or_else}")
         kind = "zip" if root.suffix.lower() == ".zip" or zipfile.is_zipfile(root) else "tar"
         if kind == "tar" and not (".tar" in root.name.lower() or root.suffix.lower() == ".tgz" or tarfile.is_tarfile(root)):
-            raise UserError(f"{root}: expected a folder, a zip or a tar of pictures")
+            raise UserError(f"{root}: expected a folder, a zip or a tar of pictures{or_else}")
         return _open_zip(root) if kind == "zip" else _open_tar(root)
     except BROKEN_ARCHIVE as error:
         if isinstance(error, UserError):
