@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conftest import golden
+from conftest import convolution_macs, golden
 from mdcs.errors import UserError
 from mdcs.losses.mdcs import MDCS
 from mdcs.models.expert_net import ExpertNet
+from mdcs.models.pretrained import published_mdcs, published_model
 from mdcs.models.resnet_cifar import ResNetCifar
 from mdcs.types import Classes, Output, Views
 
@@ -142,6 +143,17 @@ def test_parameters_are_the_published_ones_without_the_dead(name: str, width: tu
     ours = {key: list(p.shape) for key, p in net.named_parameters() if key != "heads.weight"}
     ours |= {f"backbone.linears.{k}.weight": list(net.heads.weight.shape[1:]) for k in range(3)}
     assert ours == live
+    assert {key: list(value.shape) for key, value in net.named_buffers()} == architecture["buffers"]
+    shared = sum(value.numel() for key, value in net.named_parameters() if "s." not in key)
+    assert (shared, (architecture["params_live"] - shared) / 3) == (architecture["params_shared"], architecture["params_per_expert"])
+    assert set(architecture["dead"]) == architecture["params"].keys() - live.keys()
+    assert net.heads.scale == architecture["scale_s"]
+    macs = convolution_macs(net.eval(), torch.zeros(1, 3, architecture["input_size"], architecture["input_size"]))
+    assert macs + net.heads.weight.numel() == architecture["conv_and_linear_macs"]
+    state = {key: torch.empty(shape, device="meta") for key, shape in (architecture["params"] | architecture["buffers"]).items()}
+    assert sum(p.numel() for p in published_mdcs(state).parameters()) == architecture["params_live"]
+    node = published_model(state)
+    assert (node["depth"], tuple(node["width"]), node["num_experts"], node["head"]) == (32, width, 3, "cosine")
 
 
 def test_initialisation_follows_the_published_statistics() -> None:

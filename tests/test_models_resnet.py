@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import golden
+from conftest import convolution_macs, golden
 from mdcs.errors import UserError
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.pretrained import published_mdcs, published_model
@@ -52,6 +52,7 @@ def on_meta(num_classes: int, **arguments: Any) -> ExpertNet:
 
 def test_the_fill_rule_is_the_golden_one() -> None:
     np.testing.assert_array_equal(hash_u("abc", 8), VECTORS["selftest/hash_u_abc_first8"])
+    np.testing.assert_array_equal(2 * (2 * hash_u("input", 8) - 1), VECTORS["selftest/hash_image_input_first8"])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -66,24 +67,16 @@ def test_parameters_are_the_published_ones(name: str) -> None:
     assert sum(parameter.numel() for parameter in net.parameters()) == architecture["params_total"]
     shared = [value.numel() for key, value in net.named_parameters() if "s." not in key]
     assert sum(shared) == architecture["params_shared"]
+    assert (architecture["params_total"] - sum(shared)) / 3 == architecture["params_per_expert"]
+    assert net.heads.scale == architecture["scale_s"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_multiply_accumulates_are_the_published_ones(name: str) -> None:
     architecture = ARCHITECTURES[name]
     net = on_meta(architecture["kwargs"]["num_classes"], **NETWORKS[name]).eval()
-    macs = net.heads.weight.numel()
-
-    def count(module: nn.Conv2d, _: Any, output: Tensor) -> None:
-        nonlocal macs
-        macs += output.numel() * module.weight[0].numel()
-
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-    size = architecture["input_size"]
-    net.backbone(torch.empty(1, 3, size, size, device="meta"))
-    assert macs == architecture["conv_and_linear_macs"]
+    images = torch.empty(1, 3, architecture["input_size"], architecture["input_size"], device="meta")
+    assert convolution_macs(net, images) + net.heads.weight.numel() == architecture["conv_and_linear_macs"]
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50_imagenet_lt", "resnext50_imagenet_lt")]
@@ -110,7 +103,11 @@ def test_golden_forward(name: str) -> None:
 def test_published_networks_are_recognised(name: str) -> None:
     architecture = ARCHITECTURES[name]
     shapes = architecture["params"] | architecture["buffers"]
-    node = published_model({f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    state = {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    net = published_mdcs(state)
+    assert sum(parameter.numel() for parameter in net.parameters()) == architecture["params_total"]
+    assert net.heads.weight.shape == (3, net.backbone.num_features, architecture["kwargs"]["num_classes"])
+    node = published_model(state)
     assert (node.pop("_target_"), node.pop("num_experts"), node.pop("head")) == ("mdcs.models.resnet.ResNet", 3, "cosine")
     defaults = {"width": (64, 128, 192, 384), "groups": 1, "width_per_group": 64, "share_layer3": False}
     assert {key: tuple(value) if key == "width" else value for key, value in node.items()} == defaults | NETWORKS[name]
