@@ -1,5 +1,6 @@
 """Words to configuration, and the contract of every YAML file: it composes, is built, and trains for two steps."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,21 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.parametrize("name", [name for name in of_group("experiment") if name != "cifar100_ten"])
+def test_cards_say_for_what_they_are_written(name: str) -> None:
+    """GPUs, batch and learning rate as configured, on other numbers of GPUs, too; the published number, and what was measured."""
+    comment = " ".join(line[2:] for line in (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines() if line[:2] == "# ")
+    gpus, batch, lr = re.search(r"Written for (\d) GPUs?\b.*?: ([\d,]+) pictures .*?a step at lr ([\d.]+\d)", comment).groups()
+    card = config(f"experiment={name}", *NEEDED.get(name, ()))
+    assert (int(batch.replace(",", "")), float(lr)) == (card["data"]["batch_size"], card["optim"]["lr"])
+    assert "published: " in comment and "measured here" in comment and f"experiment={name}" in comment
+    if name in PUBLISHED:
+        assert int(gpus) == golden("lr_schedules.json")[f"config_{PUBLISHED[name]}.json"]["n_gpu"]
+        others, shares = re.search(r"on ([\d, or]+) it is the same recipe, with ([\d, or]+) pictures on each", comment).groups()
+        for number, share in zip(re.findall(r"\d+", others), re.findall(r"\d+", shares), strict=True):
+            assert int(number) * int(share) == card["data"]["batch_size"]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_cards_of_mdcs_are_the_published_configurations(name: str) -> None:
     card, expected = config(f"experiment={name}", *NEEDED.get(name, ())), golden("lr_schedules.json")[f"config_{PUBLISHED[name]}.json"]
@@ -249,4 +265,14 @@ def test_cards_of_mdcs_are_the_published_configurations(name: str) -> None:
     np.testing.assert_allclose([schedule.factor(epoch) for epoch in epochs], expected["factor"], atol=1e-12)
     weights = [card["loss"]["alpha"] * min(epoch / card["loss"]["warmup_epochs"], 1) for epoch in epochs]
     np.testing.assert_allclose(weights, expected["distill_weight"], atol=1e-12)
-    assert (card["model"]["num_experts"], card["model"]["head"], card["loss"]["lambdas"]) == (3, "cosine", None)
+    model = card["model"]
+    assert (model["num_experts"], model["head"], card["loss"]["lambdas"]) == (3, "cosine", None)
+    if name.startswith("cifar"):
+        assert (model["depth"], model["width"]) == (32, [16, 24, 48])
+        factor = int(name.rpartition("if")[2])
+        assert (card["data"]["imbalance_factor"], card["data"]["profile"], card["data"]["subset_seed"]) == (factor, "exp", 0)
+    else:
+        assert model["depth"] == (152 if "152" in name else 50) and not model["share_layer3"]
+        assert model["width"] == [64, 128, *([256, 512] if "places" in name else [192, 384])]
+        assert (model.get("groups", 1), model.get("width_per_group", 64)) == ((32, 4) if "resnext" in name else (1, 64))
+        assert card["data"]["image_size"] == 224 and card["augment"]["strong"]["_target_"].endswith("ImageNetStrong")
