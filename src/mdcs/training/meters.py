@@ -28,8 +28,8 @@ class EpochMeans(Metric):
         self.names: list[str] = []
         self.distils = False
         self.add_state("sums", torch.zeros(0), dist_reduce_fx="sum")  # (len(names))
-        # The confident pictures of each expert, and all. Float32 counts are exact up to 16 million pictures of a class.
-        self.add_state("of_classes", torch.zeros(num_experts + 1, len(classes)), dist_reduce_fx="sum")
+        # The confident pictures of each expert, and all. Whole numbers, which trainer.precision=bf16-true leaves as they are.
+        self.add_state("of_classes", torch.zeros(num_experts + 1, len(classes), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, parts: dict[str, Tensor], logits_VBKC: Tensor, labels_B: Tensor) -> None:
         scalars = {f"train/{name}": value.detach().float() for name, value in parts.items() if value.ndim == 0}
@@ -41,7 +41,7 @@ class EpochMeans(Metric):
         marked_JB = torch.ones_like(labels_B, dtype=torch.bool)[None]
         if self.distils:
             marked_JB = torch.cat([parts["confident_KB"], marked_JB])
-        self.of_classes[-len(marked_JB) :].index_add_(1, labels_B, marked_JB.float())
+        self.of_classes[-len(marked_JB) :].index_add_(1, labels_B, marked_JB.long())
 
     def local(self) -> dict[str, float]:
         """The means over this rank's pictures so far, and their number; a group without pictures is left out."""
