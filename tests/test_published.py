@@ -73,7 +73,7 @@ def test_a_published_checkpoint_becomes_a_run(places: tuple[Path, Path], tmp_pat
     for name, weight in mdcs.load(folder).net.named_parameters():
         assert torch.equal(weight, tuned.net.get_parameter(name)), name
     assert tuned.predict([one]).shape == (1, 3, 10)
-    assert any("classifiers are taken, too" in note for note in tuned.notes)
+    assert any("classifiers are taken, too" in note for note in tuned.notes) and "anew" not in " ".join(tuned.notes)
 
     other_words("predict", [f"run={folder}", f"input={pictures / 'test'}", "output=answers.csv"])
     rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))

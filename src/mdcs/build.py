@@ -226,6 +226,7 @@ def start_from(net: ExpertNet, pretrained: str | bool, classes: Classes) -> list
         before = load(folder).net.heads
         if before.weight.shape == net.heads.weight.shape and (before.bias is None) == (net.heads.bias is None):
             net.heads.load_state_dict(before.state_dict())
+            notes[0] = notes[0].removesuffix(", the classifiers anew")
             notes.append("its classes are the same, so its classifiers are taken, too")
     return notes
 
