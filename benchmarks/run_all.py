@@ -9,17 +9,21 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = {
-    "step.py": "Training step",
-    "memory.py": "Memory kept from step to step",
-    "loss.py": "Loss",
-    "launches.py": "Operations a step",
-    "views.py": "Both views",
-    "evaluation_speed.py": "Evaluation from stored predictions",
-    "growth.py": "Growth",
-    "loop.py": "Lightning's loop",
-    "startup.py": "Start-up",
-}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SCRIPTS: list[tuple[str, str, dict[str, str]]] = [
+    ("Training step", "step.py", {}),
+    ("Memory kept from step to step", "memory.py", {}),
+    ("Loss", "loss.py", {}),
+    ("Loss, one thread", "loss.py", ONE_THREAD),
+    ("Operations a step", "launches.py", {}),
+    ("Both views", "views.py", {}),
+    ("Evaluation from stored predictions", "evaluation_speed.py", {}),
+    ("Growth", "growth.py", {}),
+    ("Growth, one thread", "growth.py", ONE_THREAD),
+    ("Lightning's loop", "loop.py", {}),
+    ("Lightning's loop, one thread", "loop.py", ONE_THREAD),
+    ("Start-up", "startup.py", {}),
+]
 
 
 def commit() -> str:
@@ -39,13 +43,12 @@ def main() -> None:
         "Ways that are compared take turns in one process; ratios are medians over rounds (`benchmarks/side_by_side.py`).\n"
         "The plain way is `benchmarks/plain.py` and `benchmarks/plain_views.py`.\n"
     )
-    for script, title in SCRIPTS.items():
-        if not (HERE / script).exists():
-            continue
+    for title, script, environment in SCRIPTS:
         command = [sys.executable, str(HERE / script), *(["--quick"] if arguments.quick else [])]
-        print(f"{script} ...", file=sys.stderr, flush=True)
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        text += f"\n## {title}\n\n`python benchmarks/{script}`\n\n{output.strip()}\n"
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | environment).stdout
+        words = " ".join([*(f"{name}={value}" for name, value in environment.items()), f"python benchmarks/{script}"])
+        text += f"\n## {title}\n\n`{words}`\n\n{output.strip()}\n"
     if not arguments.quick:
         (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
 
