@@ -177,7 +177,7 @@ def main(words: Sequence[str] | None = None) -> str:
         "# Decoding and cropping large pictures\n\n"
         f"`OMP_NUM_THREADS=1 python benchmarks/decode.py --rounds {options.rounds}`: synthetic 500x375 JPEG, quality 90;\n"
         f"n = 60 pictures a path and round, {options.rounds} rounds, median (smallest to largest). {versions},\n"
-        f"no GPU, a machine that was busy with other work.\n\n{table}\n"
+        f"no GPU, load average {os.getloadavg()[0]:.1f} at the end.\n\n{table}\n"
     )
     if options.write:
         RESULTS.write_text(text, encoding="utf-8")

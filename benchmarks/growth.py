@@ -22,6 +22,7 @@ from mdcs.losses.mdcs import MDCS
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.resnet_cifar import ResNetCifar
 from mdcs.training.memory import freed_memory_kept
+from mdcs.training.trainer import fast_bfloat16
 from mdcs.types import Classes, Output, Views
 from side_by_side import machine, options, take_turns
 
@@ -44,7 +45,7 @@ print(len(run.splits.train.labels), *(mark[i] - marks[0][i] for mark in marks[1:
 
 
 def step_of(num_experts: int, num_classes: int, side: int, rows: int, depth: int) -> tuple[Callable[[], None], int]:
-    """A step in bfloat16, and the operations of its forward pass."""
+    """A step in the precision that trainer.precision=auto picks here, and the operations of its forward pass."""
     torch.manual_seed(0)
     net = ExpertNet(ResNetCifar(num_experts, depth), num_classes).to(memory_format=torch.channels_last)
     loss = MDCS(Classes(tuple(map(str, range(num_classes))), torch.arange(num_classes) + 5), num_experts)
@@ -57,7 +58,7 @@ def step_of(num_experts: int, num_classes: int, side: int, rows: int, depth: int
 
     def step() -> None:
         optimiser.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16("cpu")):
             out = net(images)
         loss(Output(*(x.unflatten(0, (2, rows)) for x in out)), views, 1)["loss"].backward()
         optimiser.step()
@@ -101,7 +102,7 @@ def main(words: list[str] | None = None) -> str:
     experts, classes, sides = ((1, 2), (10, 20), (8, 16)) if chosen.quick else ((1, 2, 3, 4, 6, 8), (10, 100, 1000, 8142), (32, 64, 96))
     with freed_memory_kept():  # as in training
         parts = [
-            machine(),
+            f"{machine()}; steps in {'bfloat16' if fast_bfloat16('cpu') else 'float32'}",
             grown(f"experts (B = {rows})", {f"K = {k}": step_of(k, 100, sides[0], rows, depth) for k in experts}, chosen.rounds),
             grown("classes (K = 3)", {f"C = {c}": step_of(3, c, sides[0], rows, depth) for c in classes}, chosen.rounds),
             grown("side (K = 3)", {f"{s} px": step_of(3, 100, s, max(2, rows // 4), depth) for s in sides}, chosen.rounds),

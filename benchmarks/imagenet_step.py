@@ -38,7 +38,8 @@ def main() -> None:
     text = (
         "# Three training steps at ImageNet size\n\n"
         f"`python benchmarks/imagenet_step.py --batch {arguments.batch} --precision {arguments.precision}`, commit {scores['git_commit']}, "
-        f"torch {scores['versions']['torch']}, {scores['device']}, {scores['threads']} threads; a machine that was busy with other work.\n"
+        f"torch {scores['versions']['torch']}, {scores['device']}, {scores['threads']} threads; "
+        f"load average {os.getloadavg()[0]:.1f} at the end.\n"
         "A step has so many pictures in two views each; memory is the peak of the whole process.\n\n"
         "| network | experts | pixels | pictures a step | parameters | multiply-adds a picture | peak memory |\n"
         "|---|---|---|---|---|---|---|\n"

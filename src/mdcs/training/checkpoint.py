@@ -167,7 +167,8 @@ class RunFolder(Checkpoint):
         epoch = int(row["epoch"])
         due = epoch in (1, epochs) or epoch * LINES_ON_SCREEN // epochs > (epoch - 1) * LINES_ON_SCREEN // epochs
         level = logging.INFO if due and not sys.stderr.isatty() else logging.DEBUG
-        log.log(level, f"epoch {epoch}/{epochs}: {in_words(row)}, {row['images_per_second']:.0f} pictures/s")
+        speed = row["images_per_second"]
+        log.log(level, f"epoch {epoch}/{epochs}: {in_words(row)}, {speed:{'.0f' if speed >= 10 else '.2g'}} pictures/s")
 
 
 def cpu_clock() -> float:
