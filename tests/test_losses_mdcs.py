@@ -249,12 +249,12 @@ def test_the_bias_that_is_kept_follows_dtype_and_a_validation_does_not_spoil_it_
     logits, labels = example()
     loss = MDCS(classes_of(COUNTS))
     with torch.inference_mode():
-        call(loss, logits.float(), labels)
+        call(loss, logits, labels)
+    assert not loss.bias(torch.float64).is_inference()
     leaf = logits.clone().requires_grad_()
     call(loss, leaf, labels)["loss"].backward()
-    assert torch.equal(loss.bias(torch.float64), MDCS(classes_of(COUNTS)).bias(torch.float64))
     assert loss.bias(torch.float32).dtype == torch.float32
-    assert not loss.bias(torch.float32).is_inference()
+    assert torch.equal(loss.bias(torch.float64), MDCS(classes_of(COUNTS)).bias(torch.float64))
 
 
 def test_an_empty_class_is_named_or_masked() -> None:
