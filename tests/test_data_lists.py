@@ -266,3 +266,11 @@ def test_workers_get_no_string_for_each_picture(tmp_path: Path) -> None:
     dataset = PictureBatches(pictures, num_views=2)
     assert isinstance(dataset.pictures.images, Files) and dataset.pictures.images.shape[0] == 300
     assert not [text for text in texts_below(dataset) if text.endswith(".JPEG")]
+
+
+def test_paths_come_back_as_they_were_given() -> None:
+    plain, others = ["a/1.jpg", "", "b/22.jpg"], ["ä/1.jpg", "a", "x\udcff.jpg", "日本"]
+    for texts in (plain, others, [], ["only"]):
+        paths = Paths(iter(texts))
+        assert list(paths) == [paths[row] for row in range(len(paths))] == texts
+        assert list(paths.take(np.arange(len(texts))[::-2])) == texts[::-2]

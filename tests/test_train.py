@@ -1,7 +1,10 @@
 """A run from beginning to end, in this process: folder, scores, evaluate, load, resume, the Python interface."""
 
+import csv
+import io
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from mdcs.data.module import LongTailData
 from mdcs.errors import UserError
 from mdcs.evaluation.combine import combine
 from mdcs.evaluation.predictions import Predictions
+from mdcs.train import first_files
 
 EPOCHS = 3
 
@@ -52,6 +56,21 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
     assert sum(classes["counts"]) == len(subset) - 1
     assert classes["counts_before_validation"] == [110, 71, 46, 29, 19, 12, 8, 5, 3, 2]
     assert sum(classes["counts"]) < 305
+
+
+def test_the_subset_is_a_table_whatever_the_names() -> None:
+    run = build(plain(compose("train", ["trainer.max_epochs=1"])))
+    names = ("plain", "a, b", 'the "best"', "ä", *map(str, range(6)))
+    run.classes = replace(run.classes, names=names)
+    for odd in ("a/1.png", "a,b/1.png", 'say "x".png', "two\nlines.png", "old\rmac.png"):
+        paths = [odd, *(f"b/{row}.png" for row in range(1, len(run.splits.train.labels)))]
+        run.splits = run.splits._replace(train=run.splits.train._replace(paths=paths))
+        text = first_files(run)["subset.csv"]
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        assert header == ["position", "label", "class", "path"]
+        labels = run.splits.train.labels.tolist()
+        found = [[str(position), str(label)] for position, label in zip(run.splits.train.positions.tolist(), labels, strict=True)]
+        assert rows == [[*pair, names[label], path] for pair, label, path in zip(found, labels, paths, strict=True)]
 
 
 def test_metrics_have_one_row_an_epoch_and_the_documented_columns(folder: Path) -> None:

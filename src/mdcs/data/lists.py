@@ -100,7 +100,10 @@ def read_list(file: Path, num_classes: int) -> Listed:
     paths: dict[str, int] = {}  # in order, each with its label
     label_of: dict[str, int] = {}  # by how it is written: each is checked once, for there may be a million lines
     for number, line in enumerate(read_text(file).split("\n"), 1):
-        path, label = [*line.rsplit(maxsplit=1), "", ""][:2]
+        try:
+            path, label = line.rsplit(maxsplit=1)
+        except ValueError:  # fewer than two words
+            path, label = line.strip(), ""
         if label not in label_of:
             if not path:
                 continue

@@ -13,10 +13,12 @@ class Paths(Sequence[str]):
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        texts = list(texts)
+        joined = "".join(texts)
+        lengths = map(len, texts if joined.isascii() else (_encoded(text) for text in texts))
+        ends = np.cumsum([0, *lengths], dtype=np.int64)
         self._starts, self._ends = ends[:-1], ends[1:]
-        self._buffer = b"".join(encoded)
+        self._buffer = _encoded(joined)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -31,11 +33,20 @@ class Paths(Sequence[str]):
         return self._buffer[self._starts[place] : self._ends[place]].decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True):
-            yield self._buffer[start:end].decode("utf-8", "surrogateescape")
+        starts, ends, buffer = self._starts.tolist(), self._ends.tolist(), self._buffer
+        if buffer.isascii():  # characters are bytes: decoded once for all
+            text = buffer.decode("ascii")
+            yield from map(text.__getitem__, map(slice, starts, ends))
+        else:
+            for start, end in zip(starts, ends, strict=True):
+                yield buffer[start:end].decode("utf-8", "surrogateescape")
 
     def take(self, places: np.ndarray) -> "Paths":
         """The texts at `places` (n,), in that order; the buffer is shared, not copied."""
         taken = Paths(())
         taken._buffer, taken._starts, taken._ends = self._buffer, self._starts[places], self._ends[places]
         return taken
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
