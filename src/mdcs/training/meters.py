@@ -74,11 +74,13 @@ class GroupAccuracy(Metric):
     hits: Tensor
     apart: Tensor
     support: Tensor
+    empty_C: Tensor
 
     def __init__(self, classes: Classes, num_experts: int) -> None:
         super().__init__()
         self.classes = classes
         self.num_experts = num_experts
+        self.register_buffer("empty_C", classes.counts == 0, persistent=False)  # on the device: a copy to it would wait
         # Float32 counts are exact up to 16 million pictures of a class.
         self.add_state("hits", torch.zeros(num_experts + 2, len(classes)), dist_reduce_fx="sum")  # ensemble, experts, any expert
         self.add_state("apart", torch.zeros(len(classes)), dist_reduce_fx="sum")  # pairs of experts that answer differently
@@ -86,7 +88,7 @@ class GroupAccuracy(Metric):
 
     def update(self, logits_NKC: Tensor, labels_N: Tensor) -> None:
         """Logits (N, K, C), labels (N,) int64. A class without training pictures cannot be the answer."""
-        logits_NKC = logits_NKC.masked_fill(self.classes.counts.to(logits_NKC.device) == 0, -torch.inf)
+        logits_NKC = logits_NKC.masked_fill(self.empty_C, -torch.inf)
         answers_NJ = torch.cat([logits_NKC.mean(1, keepdim=True), logits_NKC], dim=1).argmax(-1)
         hits_NJ = answers_NJ == labels_N[:, None]
         hits_NJ = torch.cat([hits_NJ, hits_NJ[:, 1:].any(1, keepdim=True)], dim=1)
