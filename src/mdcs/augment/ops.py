@@ -174,14 +174,14 @@ def jitter(images_B3HW: Tensor, factors_B3: Tensor, order_B3: Tensor) -> Tensor:
 
     All three blend with a degenerate, black, the mean luma or the luma, so nothing has to be sorted by operation.
     """
+    pixels_B3HW = images_B3HW.float()
     for operation_B in order_B3.unbind(1):
-        operation_B111 = operation_B[:, None, None, None]
-        pixels_B3HW = images_B3HW.float()
         luma_B1HW = _luma(pixels_B3HW)
-        grey_B1HW = torch.where(operation_B111 == 1, _mean_luma(luma_B1HW), luma_B1HW)
-        degenerate_B1HW = torch.where(operation_B111 == 0, 0, grey_B1HW)
-        images_B3HW = _blend(degenerate_B1HW, pixels_B3HW, factors_B3.gather(1, operation_B[:, None]))
-    return images_B3HW
+        # Products with 0 and 1: exact, and on a CPU ten times as fast as a choice by torch.where.
+        mean_B111, takes_luma_B111 = ((operation_B == number)[:, None, None, None].float() for number in (1, 2))
+        degenerate_B1HW = mean_B111.mul_(_mean_luma(luma_B1HW)).addcmul(luma_B1HW, takes_luma_B111)
+        pixels_B3HW = _mix(degenerate_B1HW, pixels_B3HW, factors_B3.gather(1, operation_B[:, None]))
+    return pixels_B3HW.to(torch.uint8)
 
 
 def look_up(images_B3HW: Tensor, table_B3G: Tensor) -> Tensor:
@@ -277,7 +277,12 @@ def _mean_luma(luma_B1HW: Tensor) -> Tensor:
     return ((2 * total_B111 + pixels) / (2 * pixels)).floor().float()
 
 
-def _blend(degenerate: Tensor, pixels: Tensor, factor_B: Tensor) -> Tensor:
+def _mix(degenerate: Tensor, pixels: Tensor, factor_B: Tensor) -> Tensor:
     """`Image.blend`: degenerate + factor·(pixels − degenerate) in float32, clipped and truncated. The first axis is B."""
     factor = factor_B.float().view(-1, *[1] * (pixels.dim() - 1))
-    return ((pixels - degenerate) * factor).add_(degenerate).clamp_(0, 255).to(torch.uint8)
+    return ((pixels - degenerate) * factor).add_(degenerate).clamp_(0, 255).floor_()
+
+
+def _blend(degenerate: Tensor, pixels: Tensor, factor_B: Tensor) -> Tensor:
+    """`_mix` as uint8."""
+    return _mix(degenerate, pixels, factor_B).to(torch.uint8)

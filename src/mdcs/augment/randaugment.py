@@ -3,7 +3,7 @@
 arXiv:1909.13719, with the operations and ranges of what timm and the published code of MDCS call `rand-n2-m10-mstd0.5`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "brightness": lambda images, level: ops.brightness_table(images, _enhance(level)),
 }
 NAMES = (*PLACES, *BLENDS, *TABLES)
+NUM_GROUPS = 2 * len(ALONG) + len(BLENDS) + len(TABLES) + 1  # of pictures that are treated alike; see `RandAugment.apply_chosen`
 
 
 class RandAugment(Policy):
@@ -81,22 +82,21 @@ class RandAugment(Policy):
         return operation, level.clamp(0, 10), torch.where(sign < 0.5, -1.0, 1.0).double(), cubic < 0.5
 
     def apply_chosen(self, images: Tensor, operation: Tensor, level: Tensor, sign: Tensor, cubic: Tensor) -> Tensor:
-        """What `choose` returned, done to (B, 3, H, W) uint8; new pictures, the given ones stay."""
+        """What `choose` returned, done to (B, 3, H, W) uint8; the given pictures stay as they are."""
         if not ops.sorts(images):
             for step in range(self.num_ops):
                 images = _at_once(images, operation[:, step], level[:, step], sign[:, step], cubic[:, step])
             return images
-        images_B3HW = images.clone()
         # Groups: places by what they move along, bilinear and bicubic; one for each other operation; none.
         along = torch.where(operation == 0, 0, 2 - operation % 2)  # in the order of PLACES
         group = torch.where(operation < len(PLACES), 2 * along + cubic, operation - len(PLACES) + 2 * len(ALONG))
-        order = group.argsort(dim=0)
         for step in range(self.num_ops):
-            sizes = torch.bincount(
-                group[:, step], minlength=2 * len(ALONG) + len(BLENDS) + len(TABLES) + 1
-            ).tolist()  # on a GPU the host would wait for these
-            _in_groups(images_B3HW, order[:, step].split(sizes), operation[:, step], level[:, step], sign[:, step])
-        return images_B3HW
+            order_B = group[:, step].argsort()
+            sizes = torch.bincount(group[:, step], minlength=NUM_GROUPS).tolist()  # on a GPU the host would wait for these
+            columns = (images, operation[:, step], level[:, step], sign[:, step])
+            groups = zip(*(column.index_select(0, order_B).split(sizes) for column in columns), strict=True)
+            images = torch.cat([_in_group(number, *chosen) for number, chosen in enumerate(groups)]).index_select(0, order_B.argsort())
+        return images
 
 
 def _matrices(operation_B: Tensor, level_B: Tensor, sign_B: Tensor, height: int, width: int) -> Tensor:
@@ -107,21 +107,19 @@ def _matrices(operation_B: Tensor, level_B: Tensor, sign_B: Tensor, height: int,
     return matrix_B23
 
 
-def _in_groups(images_B3HW: Tensor, groups: Sequence[Tensor], operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> None:
-    """Change each picture in place by its operation. `groups` hold the rows of the pictures, as `RandAugment.apply_chosen` sorts them."""
-    matrix_B23 = _matrices(operation_B, level_B, sign_B, *images_B3HW.shape[2:])
-    for number, group in enumerate(groups[: 2 * len(ALONG)]):
-        for rows in group.split(ops.rows_at_a_time(images_B3HW)):
-            if len(rows):
-                how = number % 2 == 1, FILL, ALONG[number // 2]
-                images_B3HW[rows] = resample.transform(images_B3HW[rows], matrix_B23[rows], *how)
-    blended, mapped = groups[2 * len(ALONG) :][: len(BLENDS)], groups[2 * len(ALONG) + len(BLENDS) : -1]
-    for blend, rows in zip(BLENDS.values(), blended, strict=True):
-        if len(rows):
-            images_B3HW[rows] = blend(images_B3HW[rows], level_B[rows])
-    for table, rows in zip(TABLES.values(), mapped, strict=True):
-        if len(rows):
-            images_B3HW[rows] = ops.look_up(images_B3HW[rows], table(images_B3HW[rows], level_B[rows]))
+def _in_group(number: int, images_B3HW: Tensor, operation_B: Tensor, level_B: Tensor, sign_B: Tensor) -> Tensor:
+    """Pictures of the group of that number, as `RandAugment.apply_chosen` counts them, after their operation."""
+    if not len(images_B3HW) or number == NUM_GROUPS - 1:
+        return images_B3HW
+    if number < 2 * len(ALONG):
+        rows, matrix_B23 = ops.rows_at_a_time(images_B3HW), _matrices(operation_B, level_B, sign_B, *images_B3HW.shape[2:])
+        how = number % 2 == 1, FILL, ALONG[number // 2]
+        parts = zip(images_B3HW.split(rows), matrix_B23.split(rows), strict=True)
+        return torch.cat([resample.transform(part_B3HW, matrix, *how) for part_B3HW, matrix in parts])
+    name = NAMES[number - 2 * len(ALONG) + len(PLACES)]
+    if name in BLENDS:
+        return BLENDS[name](images_B3HW, level_B)
+    return ops.look_up(images_B3HW, TABLES[name](images_B3HW, level_B))
 
 
 def _at_once(images_B3HW: Tensor, operation_B: Tensor, level_B: Tensor, sign_B: Tensor, cubic_B: Tensor) -> Tensor:
