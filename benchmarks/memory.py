@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mdcs.training.trainer import fast_bfloat16
 from side_by_side import machine, options
 
 PROGRAM = """
@@ -48,7 +49,7 @@ def main(words: list[str] | None = None) -> str:
     chosen = options(__doc__, words)
     lines = [machine(), "", f"| way (n = {chosen.rounds}) | ms, wall | ms, processor | pages a step | peak MiB |", "|---|---|---|---|---|"]
     saved = []
-    for precision in ("fp32",) if chosen.quick else ("fp32", "bf16"):
+    for precision in ("fp32", "bf16") if fast_bfloat16("cpu") and not chosen.quick else ("fp32",):
         rounds = {way: [] for way in ("usual", "kept")}
         for _ in range(chosen.rounds):
             for way, found in rounds.items():

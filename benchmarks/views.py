@@ -37,6 +37,7 @@ from mdcs.augment import ops
 from mdcs.augment.policies import CifarStrong, CifarWeak, ImageNetStrong, ImageNetWeak
 from mdcs.augment.views import Augment
 from mdcs.data.module import PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_ACCELERATORS
+from mdcs.training.memory import freed_memory_kept
 from mdcs.types import Batch, Part
 
 RESULTS = Path(__file__).parent / "results" / "views.md"
@@ -120,7 +121,8 @@ def compared(side: int, rows: int, rounds: int, steps: int) -> list[str]:
     }
     if (at_once := min(steps, steps_in_training(batch, rows, False))) > 1:
         paths[f"batched, {at_once} steps at once"] = partial(made, augment, batch, rows, at_once)
-    measured = in_turn(paths, rounds)
+    with freed_memory_kept():  # as in training
+        measured = in_turn(paths, rounds)
     table = []
     for name, seconds in measured.items():
         cpu, wall = (statistics.median(count / one[kind] for one in seconds) for kind in (0, 1))

@@ -96,6 +96,7 @@ def test_views_made_for_several_steps_at_once_give_the_same_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 def test_the_compiled_network_trains_as_the_plain_one(tmp_path: Path) -> None:
     """Two epochs: the same file of weights by name and shape, and nearly the same numbers."""
