@@ -135,7 +135,7 @@ class MDCS(PriorAdjusted):
         loss, diversity, consistency, confident_BK1, number_K1 = Distilled.apply(
             logits_VBKC, bias_KC, targets_BC, labels_B, self.distill_weight(epoch)
         )
-        return self.parts(loss, diversity, consistency, confident_BK1.squeeze(-1), number_K1.squeeze(-1), epoch)
+        return self.parts(loss, diversity, consistency, confident_BK1[..., 0], number_K1[:, 0], epoch)
 
     def parts(
         self, loss: Tensor, diversity: Tensor, consistency: Tensor, confident_BK: Tensor, number_K: Tensor, epoch: float
