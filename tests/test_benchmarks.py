@@ -32,7 +32,15 @@ def benchmark(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["step", "loss", "growth", "launches", "loop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("memory", "startup", "gpu"))],
+    [
+        "step",
+        "batch_norm",
+        "loss",
+        "growth",
+        "launches",
+        "loop",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("startup", "gpu")),
+    ],
 )
 def test_it_runs(benchmark, name: str, capsys: pytest.CaptureFixture) -> None:
     text = benchmark(name).main(["--quick"])

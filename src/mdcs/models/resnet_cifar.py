@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mdcs.errors import UserError
+from mdcs.models.batch_norm import BatchNorm
 from mdcs.models.grouped import Grouped
 from mdcs.types import Backbone
 
@@ -23,9 +24,9 @@ class BasicBlock(nn.Module):
         super().__init__()
         wide, groups_in = channels * groups, 1 if shared else groups
         self.conv1 = nn.Conv2d(channels_in * groups_in, wide, 3, stride, 1, groups=groups_in, bias=False)
-        self.bn1 = nn.BatchNorm2d(wide)
+        self.bn1 = BatchNorm(wide)
         self.conv2 = nn.Conv2d(wide, wide, 3, 1, 1, groups=groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(wide)
+        self.bn2 = BatchNorm(wide)
         self.stride = stride
         self.pad = (channels - channels_in) // 2
         self.groups_in, self.copies = groups_in, groups // groups_in
@@ -33,12 +34,10 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         if self.stride != 1 or self.pad:
-            shortcut = x[:, :, :: self.stride, :: self.stride]
-            if self.groups_in == 1:
-                shortcut = F.pad(shortcut, (0, 0, 0, 0, self.pad, self.pad))
-            else:  # zeros on each side of each group; channels come last in memory
-                apart_NHWgc = shortcut.permute(0, 2, 3, 1).unflatten(-1, (self.groups_in, -1))
-                shortcut = F.pad(apart_NHWgc, (self.pad, self.pad)).flatten(-2).permute(0, 3, 1, 2)
+            # Zeros on each side of each group. Channels come last in memory, so they do here: the gradient of pixels that are dropped
+            # from (N, C, H, W) comes back with channels first, which takes a CPU several times as long to add to the other.
+            kept_NHWgc = x.permute(0, 2, 3, 1)[:, :: self.stride, :: self.stride].unflatten(-1, (self.groups_in, -1))
+            shortcut = F.pad(kept_NHWgc, (self.pad, self.pad)).flatten(-2).permute(0, 3, 1, 2)
         if self.copies > 1:
             shortcut = torch.cat([shortcut] * self.copies, dim=1)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -75,7 +74,7 @@ class ResNetCifar(Backbone):
         self.num_experts = num_experts
         self.num_features = width[2]
         self.conv1 = nn.Conv2d(3, width[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width[0])
+        self.bn1 = BatchNorm(width[0])
         self.layer1 = stage(width[0], width[0], 1, blocks)
         self.layer2s: nn.Module = nn.ModuleList(stage(width[0], width[1], 2, blocks) for _ in range(num_experts))
         self.layer3s: nn.Module = nn.ModuleList(stage(width[1], width[2], 2, blocks) for _ in range(num_experts))
