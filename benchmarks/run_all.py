@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 SCRIPTS: list[tuple[str, str, dict[str, str]]] = [
     ("Training step", "step.py", {}),
-    ("Memory kept from step to step", "memory.py", {}),
+    ("Batch normalisation", "batch_norm.py", {}),
     ("Loss", "loss.py", {}),
     ("Loss, one thread", "loss.py", ONE_THREAD),
     ("Operations a step", "launches.py", {}),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 Seconds = tuple[float, float]  # wall, processor
 
@@ -69,12 +70,16 @@ def best_rate(work: Callable[[], object], amount: float, repeats: int) -> float:
 
 
 def limits(quick: bool = False) -> dict[str, float]:
-    """GFLOP/s of large matrix products and GB/s of copies, measured on this machine with the threads in use."""
-    side, repeats = (256, 2) if quick else (2048, 8)
+    """GFLOP/s of large matrix products and convolutions, and GB/s of copies, measured on this machine with the threads in use."""
+    side, channels, repeats = (256, 32, 2) if quick else (2048, 256, 8)
     found = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         one, other = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
         found[f"matmul {name}, GFLOP/s"] = best_rate(lambda a=one, b=other: a @ b, 2 * side**3 / 1e9, repeats)  # type: ignore[misc]
+        images = torch.randn(8, channels, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(channels, channels, 3, 3, dtype=dtype)
+        operations = 2 * images.numel() * 9 * channels / 1e9
+        found[f"3×3 convolution {name}, GFLOP/s"] = best_rate(lambda x=images, w=weight: F.conv2d(x, w, padding=1), operations, repeats)  # type: ignore[misc]
     block = torch.zeros(2**20 if quick else 2**26)
     target = torch.empty_like(block)
     found["copy, read and written, GB/s"] = best_rate(lambda: target.copy_(block), 2 * 4 * block.numel() / 1e9, repeats)

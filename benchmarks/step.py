@@ -2,12 +2,19 @@
 
     python benchmarks/step.py              # minutes
 
-Speed-ups are against the plain way (plain.py), which runs in turn with the others in one process. The share of the limit is that of matrix
-products in the precision used, measured in the same run; bfloat16 is left out where the processor is slow at it. What `mdcs train` gains by
-keeping memory comes on top: memory.py.
+Speed-ups are against the plain way (plain.py). Each way has a process of its own, for the heap of one would help another; they take turns.
+The fast ways keep freed memory as `mdcs train` does (mdcs.training.memory); "usual memory" does not. Pages are those that the system hands
+out in a step. The share of the limit is that of the fastest large convolution or product of matrices in the precision used, measured in the
+same run; bfloat16 is left out where the processor is slow at it.
 """
 
+import contextlib
+import resource
+import statistics
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 from torch.nn import functional as F
@@ -15,10 +22,11 @@ from torch.nn import functional as F
 from mdcs.losses.mdcs import MDCS
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.resnet_cifar import ResNetCifar
+from mdcs.training.memory import freed_memory_kept
 from mdcs.training.trainer import fast_bfloat16
 from mdcs.types import Classes, Output, Views
 from plain import ExpertResNet, mdcs_loss
-from side_by_side import limits, machine, options, take_turns
+from side_by_side import Seconds, Timing, limits, machine, options
 
 COUNTS = (500 * 0.01 ** (torch.arange(100) / 99)).long()
 GFLOP_A_VIEW = 3 * 0.2007  # forward and backward; a multiply-add is two operations
@@ -54,29 +62,64 @@ def fast_way(images: torch.Tensor, labels_B: torch.Tensor, depth: int, precision
     return step
 
 
+def start(way: str, rows: int, depth: int, threads: int) -> None:
+    """Make this process that of one way."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    images, labels_B = torch.randn(2 * rows, 3, 32, 32), torch.randint(100, (rows,))
+    precision, *words = way.split(", ")
+    plain = precision == "plain"
+    if not plain and "usual memory" not in words:
+        kept.enter_context(freed_memory_kept())
+    steps.append(plain_way(images, labels_B, depth) if plain else fast_way(images, labels_B, depth, precision, "grouped" in words))
+
+
+steps: list[Callable[[], None]] = []
+kept = contextlib.ExitStack()
+
+
+def turn(calls: int) -> tuple[Seconds, float, float]:
+    """Of one step after two that are not timed: seconds, wall and processor, and pages; and the peak of memory so far in MiB."""
+    (step,) = steps
+    for _ in range(2):
+        step()
+    pages, wall, used = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        step()
+    seconds = (time.perf_counter() - wall) / calls, (time.process_time() - used) / calls
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return seconds, (found.ru_minflt - pages) / calls, found.ru_maxrss / 1024
+
+
+def ways_here(quick: bool) -> list[str]:
+    bf16 = ["bf16, loop", "bf16, loop, usual memory", "bf16, grouped"] if fast_bfloat16("cpu") and not quick else []
+    return ["plain", "fp32, loop", "fp32, loop, usual memory", "fp32, grouped", *bf16][: 2 if quick else None]
+
+
 def main(words: list[str] | None = None) -> str:
     chosen = options(__doc__, words)
-    torch.manual_seed(0)
-    rows, depth, calls = (4, 8, 1) if chosen.quick else (64, 32, 3)
-    images, labels_B = torch.randn(2 * rows, 3, 32, 32), torch.randint(100, (rows,))
-    ways = {"plain": plain_way(images, labels_B, depth)}
-    precisions = ("fp32", "bf16") if chosen.quick or fast_bfloat16("cpu") else ("fp32",)
-    for precision in precisions:
-        for grouped in (False, True):
-            ways[f"{precision}, {'grouped' if grouped else 'loop'}"] = fast_way(images, labels_B, depth, precision, grouped)
-    timing = take_turns(ways, chosen.rounds, calls)
+    rows, depth, calls = (4, 8, 1) if chosen.quick else (64, 32, 5)
+    timing, pages, peaks = Timing({}), dict[str, list[float]](), dict[str, float]()
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for way in ways_here(chosen.quick):
+            arguments = (way, rows, depth, torch.get_num_threads())
+            processes[way] = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), start, arguments))
+        for _ in range(chosen.rounds):
+            for way, process in processes.items():
+                seconds, faults, peaks[way] = process.submit(turn, calls).result()
+                timing.rounds.setdefault(way, []).append(seconds)
+                pages.setdefault(way, []).append(faults)
     lines = [machine(), "", timing.table("plain"), ""]
-    if "bf16" not in precisions:
+    if not fast_bfloat16("cpu"):
         lines += ["Without bfloat16, which this processor is slow at.", ""]
     found = limits(chosen.quick)
     lines += [f"- {name}: {value:.0f}" for name, value in found.items()]
-    if not chosen.quick:
-        for way in timing.rounds:
-            rate = GFLOP_A_VIEW * 2 * rows / timing.median(way)
-            limit = found[f"matmul {'bfloat16' if 'bf16' in way else 'float32'}, GFLOP/s"]
-            lines.append(
-                f"- {way}: {2 * rows / timing.median(way) / 2:.0f} pictures/s, {rate:.0f} GFLOP/s, {rate / limit:.0%} of the limit"
-            )
+    for way in timing.rounds:
+        rate = GFLOP_A_VIEW * 2 * rows / timing.median(way)
+        limit = max(value for name, value in found.items() if ("bfloat16" if "bf16" in way else "float32") in name)
+        share = "" if chosen.quick else f"{rows / timing.median(way):.0f} pictures/s, {rate:.0f} GFLOP/s, {rate / limit:.0%} of the limit, "
+        lines.append(f"- {way}: {share}{statistics.median(pages[way]):,.0f} pages a step, peak {peaks[way]:,.0f} MiB")
     return "\n".join(lines)
 
 
