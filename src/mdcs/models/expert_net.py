@@ -10,6 +10,12 @@ from torch.nn import functional as F
 from mdcs.types import Backbone, Output
 
 
+def unit(x: Tensor, dim: int) -> Tensor:
+    """x / ‖x‖ along `dim`, as F.normalize, in half its time on a CPU where `dim` is not the last. Sums are of float32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * wide.square().sum(dim, keepdim=True).clamp(min=1e-24).rsqrt()).to(x.dtype)
+
+
 class Heads(nn.Module):
     """K classifiers, (N, K, D) -> (N, K, C), computed outside autocast: bfloat16 would round logits near 30 in steps of 0.125.
 
@@ -36,8 +42,7 @@ class Heads(nn.Module):
             features_NKD = features_NKD.to(self.weight.dtype)
             if self.bias is not None:
                 return torch.einsum("nkd,kdc->nkc", features_NKD, self.weight) + self.bias
-            directions_KDC = F.normalize(self.weight, dim=1)
-            return self.scale * torch.einsum("nkd,kdc->nkc", F.normalize(features_NKD, dim=-1), directions_KDC)
+            return torch.einsum("nkd,kdc->nkc", self.scale * unit(features_NKD, -1), unit(self.weight, 1))
 
 
 class ExpertNet(nn.Module):
