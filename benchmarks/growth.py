@@ -7,7 +7,6 @@ Times are ratios of processor time, medians over rounds. Where other work shares
 tenth and more; the last column compares the fastest round of each case with that of the first.
 """
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,23 +23,23 @@ from mdcs.models.resnet_cifar import ResNetCifar
 from mdcs.training.memory import freed_memory_kept
 from mdcs.training.trainer import fast_bfloat16
 from mdcs.types import Classes, Output, Views
-from side_by_side import machine, options, take_turns
+from side_by_side import machine, options, peak_mib, take_turns
 
 START = """
-import resource, sys, time
+import sys, time
 from mdcs.build import build
 from mdcs.config import compose, plain
 from mdcs.train import first_files
+from side_by_side import peak_mib
 cfg = plain(compose("train", ["data=imagenet_lt", "data.root=" + sys.argv[1], "model=resnet10"]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_mib()
 marks = [(time.perf_counter(), time.process_time())]
 run = build(cfg)
 marks.append((time.perf_counter(), time.process_time()))
 first_files(run)
 next(iter(run.data().train_dataloader().sampler))
 marks.append((time.perf_counter(), time.process_time()))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(run.splits.train.labels), *(mark[i] - marks[0][i] for mark in marks[1:] for i in (0, 1)), (peak - before) / 1024)
+print(len(run.splits.train.labels), *(mark[i] - marks[0][i] for mark in marks[1:] for i in (0, 1)), before, peak_mib() - before)
 """
 
 
@@ -84,13 +83,14 @@ def grown(what: str, cases: Mapping[str, tuple[Callable[[], None], int]], rounds
 
 def start_up(num_pictures: int) -> list[float]:
     """For lists of so many training pictures, in a process of its own: seconds, wall and processor, until they are read and all parts
-    made, and until the first batch can be asked for; MiB.
+    made, and until the first batch can be asked for; MiB after the imports, and by how much the peak is above that.
     """
     with tempfile.TemporaryDirectory() as place:
         for split, count in (("train", num_pictures), ("val", 1000), ("test", 1000)):
             lines = (f"train/n{10000000 + i % 1000}/n{10000000 + i % 1000}_{i}.JPEG {i % 1000}\n" for i in range(count))
             (Path(place) / f"ImageNet_LT_{split}.txt").write_text("".join(lines))
-        found = subprocess.run([sys.executable, "-W", "ignore", "-c", START, place], capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, "-W", "ignore", "-c", START, place]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
     count, *measured = found.split()
     assert int(count) == num_pictures
     return [float(value) for value in measured]
@@ -107,13 +107,12 @@ def main(words: list[str] | None = None) -> str:
             grown("classes (K = 3)", {f"C = {c}": step_of(3, c, sides[0], rows, depth) for c in classes}, chosen.rounds),
             grown("side (K = 3)", {f"{s} px": step_of(3, 100, s, max(2, rows // 4), depth) for s in sides}, chosen.rounds),
         ]
-    header = "| pictures in lists | parts made: s, wall | processor | first batch asked for: s, wall | processor | peak memory, + MiB |"
-    lines = [header, "|---|---|---|---|---|---|"]
+    header = "| pictures in lists | parts made: s, wall | processor | first batch: s, wall | processor | MiB of imports | peak, + MiB |"
+    lines = [header, "|---|---|---|---|---|---|---|"]
     for count in (2000,) if chosen.quick else (10_000, 100_000, 1_000_000):
-        *seconds, mib = start_up(count)
-        lines.append(f"| {count:,} | {' | '.join(f'{value:.2f}' for value in seconds)} | {mib:.0f} |")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return "\n\n".join([*parts, "\n".join(lines), f"Peak memory of the steps above: {peak} MiB."])
+        *seconds, imports, more = start_up(count)
+        lines.append(f"| {count:,} | {' | '.join(f'{value:.2f}' for value in seconds)} | {imports:.0f} | {more:.0f} |")
+    return "\n\n".join([*parts, "\n".join(lines), f"Peak memory of the steps above: {peak_mib():.0f} MiB."])
 
 
 if __name__ == "__main__":

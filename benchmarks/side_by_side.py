@@ -6,7 +6,9 @@ other work runs, and is the one to believe on a busy machine.
 
 import argparse
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +86,14 @@ def limits(quick: bool = False) -> dict[str, float]:
     target = torch.empty_like(block)
     found["copy, read and written, GB/s"] = best_rate(lambda: target.copy_(block), 2 * 4 * block.numel() / 1e9, repeats)
     return found
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had. (Linux starts the counter of `getrusage` at what the parent had when it started this.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def processor() -> str:

@@ -26,7 +26,7 @@ from mdcs.training.memory import freed_memory_kept
 from mdcs.training.trainer import fast_bfloat16
 from mdcs.types import Classes, Output, Views
 from plain import ExpertResNet, mdcs_loss
-from side_by_side import Seconds, Timing, limits, machine, options
+from side_by_side import Seconds, Timing, limits, machine, options, peak_mib
 
 COUNTS = (500 * 0.01 ** (torch.arange(100) / 99)).long()
 GFLOP_A_VIEW = 3 * 0.2007  # forward and backward; a multiply-add is two operations
@@ -87,8 +87,7 @@ def turn(calls: int) -> tuple[Seconds, float, float]:
     for _ in range(calls):
         step()
     seconds = (time.perf_counter() - wall) / calls, (time.process_time() - used) / calls
-    found = resource.getrusage(resource.RUSAGE_SELF)
-    return seconds, (found.ru_minflt - pages) / calls, found.ru_maxrss / 1024
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - pages) / calls, peak_mib()
 
 
 def ways_here(quick: bool) -> list[str]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mdcs.augment.ops import truncated
+
 
 def transform(images_B3HW: Tensor, matrix_B23: Tensor, cubic: bool, fill: Sequence[int], along: str = "both") -> Tensor:
     """Each picture seen through its matrix (float64); `fill` (3 levels) where it reads from outside. `cubic`: Pillow's, a = −1.
@@ -26,8 +28,9 @@ def transform(images_B3HW: Tensor, matrix_B23: Tensor, cubic: bool, fill: Sequen
     left_BHW, top_BHW = (source_x_BHW - 0.5).floor(), (source_y_BHW - 0.5).floor()
     dx_B1HW, dy_B1HW = (source_x_BHW - 0.5 - left_BHW)[:, None], (source_y_BHW - 0.5 - top_BHW)[:, None]
     reach, mix = ((-1, 0, 1, 2), _cubic) if cubic else ((0, 1), _linear)
-    columns = [(left_BHW.long() + step).clamp_(0, width - 1) for step in reach]  # the border pixel goes on beyond the border
-    rows = [(top_BHW.long() + step).clamp_(0, height - 1) * width for step in (reach if along == "both" else (0,))]
+    column_BHW, row_BHW = left_BHW.long(), top_BHW.long()
+    columns = [(column_BHW + step).clamp_(0, width - 1) for step in reach]  # the border pixel goes on beyond the border
+    rows = [(row_BHW + step).clamp_(0, height - 1).mul_(width) for step in (reach if along == "both" else (0,))]
     pixels_B3P = images_B3HW.flatten(2)
 
     def read(place_BHW: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ def transform(images_B3HW: Tensor, matrix_B23: Tensor, cubic: bool, fill: Sequen
         return pixels_B3P.gather(2, place_B3P).view(images_B3HW.shape).short()  # differences of levels are exact in any type
 
     across = [mix([read(row + column) for column in columns], dx_B1HW) for row in rows]
-    levels_B3HW = (mix(across, dy_B1HW) if along == "both" else across[0]).clamp_(0, 255).to(torch.uint8)
+    levels_B3HW = truncated((mix(across, dy_B1HW) if along == "both" else across[0]).clamp_(0, 255))
     fill_311 = torch.stack([levels_B3HW.new_full((1, 1), level) for level in fill])  # no copy from the host to wait for
     return torch.where(inside_BHW[:, None], levels_B3HW, fill_311)
 
