@@ -2,7 +2,7 @@
 
 Left to automatic differentiation, some ten tensors as large as the logits would be written to memory and read again, and several would wait
 for the backward pass. Here one does: the gradient, which is made with the loss. A CPU goes through the pictures a few at a time, so that
-what is in between stays in its cache. Logits are in bits, for a CPU takes a power of two in a fourth of the time of an exponential.
+what is in between stays in its cache.
 """
 
 import functools
@@ -15,7 +15,7 @@ from torch import Tensor
 
 # How many logits a CPU takes at a time: in float32 as much as a core's second cache of 1 MiB holds. Half or twice as many is about as fast.
 CACHED = 2**18
-BITS = 1 / math.log(2)  # in a nat
+BITS = 1 / math.log(2)  # in a nat; a CPU takes a power of two in a fourth of the time of an exponential
 
 
 def portions(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -52,32 +52,28 @@ class Distilled(torch.autograd.Function):
         num_views, rows, num_experts, num_classes = logits_VBKC.shape
         # A GPU takes all at a time: there, each operation has a price of its own.
         size = max(1, CACHED // (num_views * num_experts * num_classes)) if logits_VBKC.device.type == "cpu" else rows
-        targets_B1C, bits_KC = targets_BC[:, None], bias_KC * BITS
+        targets_B1C = targets_BC[:, None]
         # without labels nothing is sought
         sought_BK1 = targets_B1C if labels_B is None else labels_B[:, None, None].expand(-1, num_experts, -1)
         grad_VBKC = torch.empty_like(logits_VBKC)  # the probabilities, at first
         fits, masks, divergences = [], [], []
         for part_VBKC, probs_VBKC, part_B1C, part_BK1 in portions(size, logits_VBKC, grad_VBKC, targets_B1C, sought_BK1):
-            below_VBKC = torch.add(bits_KC, part_VBKC, alpha=BITS)
-            below_VBKC -= below_VBKC.amax(-1, keepdim=True)
-            torch.exp2(below_VBKC, out=probs_VBKC)
-            total_VBK1 = probs_VBKC.sum(-1, keepdim=True)
-            probs_VBKC /= total_VBK1
-            log_total_VBK1 = total_VBK1.log2_()
-            (weak_BKC, strong_BKC), (log_weak_BK1, log_strong_BK1) = below_VBKC.unbind(), log_total_VBK1.unbind()
+            adjusted_VBKC = part_VBKC + bias_KC
+            log_probs_VBKC = adjusted_VBKC.log_softmax(-1)
+            torch.exp2(log_probs_VBKC * BITS, out=probs_VBKC)
             if labels_B is None:
-                masks.append(torch.ones_like(log_weak_BK1, dtype=torch.bool))
+                masks.append(torch.ones_like(probs_VBKC[0, ..., :1], dtype=torch.bool))
             else:
-                masks.append(weak_BKC.gather(-1, part_BK1) == 0)  # 0 is the greatest
-            apart_BK1 = (weak_BKC - strong_BKC).mul_(probs_VBKC[0]).sum(-1, keepdim=True)
-            divergences.append(apart_BK1.add_(log_strong_BK1).sub_(log_weak_BK1))
-            fits.append(below_VBKC.mul_(part_B1C).sum() - log_total_VBK1.sum())
+                masks.append(adjusted_VBKC[0].gather(-1, part_BK1) == adjusted_VBKC[0].amax(-1, keepdim=True))
+            weak_BKC, strong_BKC = log_probs_VBKC.unbind()
+            divergences.append((weak_BKC - strong_BKC).mul_(probs_VBKC[0]).sum(-1, keepdim=True))
+            fits.append(log_probs_VBKC.mul_(part_B1C).sum())
         mask_BK1 = joined(masks)
         chosen_BK1 = mask_BK1.to(logits_VBKC.dtype)
         number_K1 = chosen_BK1.sum(0)
         share_BK1 = chosen_BK1 / number_K1.clamp(min=1)
-        ce = functools.reduce(torch.add, fits) / (-num_views * rows * BITS)
-        kl = joined(divergences).flatten().dot(share_BK1.flatten()) / BITS
+        ce = functools.reduce(torch.add, fits) / (-num_views * rows)
+        kl = joined(divergences).flatten().dot(share_BK1.flatten())
         if ctx.needs_input_grad[0]:
             for part_VBKC, part_B1C, part_BK1 in portions(size, grad_VBKC, targets_B1C, share_BK1):
                 pull_BKC = part_VBKC[1] - part_VBKC[0]
