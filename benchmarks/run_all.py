@@ -40,7 +40,7 @@ def main() -> None:
         "# Speed\n\n"
         f"`make bench` at commit {commit()}, {time.strftime('%Y-%m-%d')},\n"
         f"Python {platform.python_version()}, {os.cpu_count()} CPUs{load}.\n"
-        "Ways that are compared take turns in one process; ratios are medians over rounds (`benchmarks/side_by_side.py`).\n"
+        "Ways that are compared take turns; ratios are medians over rounds (`benchmarks/side_by_side.py`).\n"
         "The plain way is `benchmarks/plain.py` and `benchmarks/plain_views.py`.\n"
     )
     for title, script, environment in SCRIPTS:

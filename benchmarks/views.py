@@ -1,6 +1,6 @@
 """How fast both views of a batch are made: batched with randomness per picture, and one picture after the other with Pillow.
 
-    OMP_NUM_THREADS=1 python benchmarks/views.py             # minutes; --write puts the tables into benchmarks/results/views.md
+    OMP_NUM_THREADS=1 python benchmarks/views.py             # minutes
     OMP_NUM_THREADS=1 python benchmarks/views.py --quick     # a few small batches: seconds, for the tests
 
 One process, one thread, the paths in turn (A B C A B C), medians of the ratios of each round. CPU seconds count, for other work on the
@@ -20,7 +20,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ from mdcs.data.module import PIXELS_AT_ONCE, PIXELS_AT_ONCE_ON_ACCELERATORS
 from mdcs.training.memory import freed_memory_kept
 from mdcs.types import Batch, Part
 
-RESULTS = Path(__file__).parent / "results" / "views.md"
 VIEWS = ("weak", "strong")
 Seconds = tuple[float, float]  # of the CPU, of the clock
 
@@ -207,18 +205,10 @@ def main(words: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few small batches only")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args(words)
     cases, rounds = ([(32, 16, 2)], 1) if options.quick else ([(32, 64, 8), (32, 256, 2), (32, 1024, 1), (224, 32, 4)], options.rounds)
     versions = f"Pillow {PIL.__version__}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
-    text = (
-        "# Two views of a batch\n\n"
-        f"`OMP_NUM_THREADS=1 python benchmarks/views.py --rounds {rounds}`: both views of each picture, normalised.\n"
-        f"Medians of {rounds} rounds. {versions}.\n\n{report(cases, rounds)}\n"
-    )
-    if options.write:
-        RESULTS.write_text(text, encoding="utf-8")
-    return text
+    return f"Both views of each picture, normalised. Medians of {rounds} rounds. {versions}.\n\n{report(cases, rounds)}\n"
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Within it, freed memory stays with the process until it is asked for again; afterwards what is free goes back to the system.
 
     Activations are large, and every step frees and wants the same ones. By default glibc returns such blocks to the system each time, and
-    the system zeroes every page anew when it hands them out: of a ResNet-32's training step about a tenth in float32 and a twentieth in
-    bfloat16 (benchmarks/memory.py), of its evaluation a quarter. The peak may be higher by up to a sixth. With an accelerator, whose
+    the system zeroes every page anew when it hands them out: of a ResNet-32's training step about a sixth in float32 and a tenth in
+    bfloat16 (benchmarks/step.py), of its evaluation a quarter. The peak may be higher by up to a sixth. With an accelerator, whose
     memory torch keeps itself, and without glibc, nothing is done.
     """
     if not sys.platform.startswith("linux") or torch.accelerator.is_available():
