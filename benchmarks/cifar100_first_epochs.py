@@ -1,6 +1,6 @@
 """Epochs 1 to 3 of the published CIFAR-100-LT recipe (IF 100, 400 epochs), two seeds, against a run of the published code.
 
-    python benchmarks/cifar100_first_epochs.py --root cifar100.zip          # took 13 minutes on 2 cores: one thread a seed
+    python benchmarks/cifar100_first_epochs.py --root cifar100.zip          # took 5 and 13 minutes on 2 cores: one thread a seed
 
 Reference: the published trainer, one seed, another subset of the same size: train loss 12.875, 11.538, 11.147; after epoch 3 expert 1
 has 16.4 % on many-shot and 0 % on few-shot classes, expert 3 0 % and 7.3 %. Writes benchmarks/results/cifar100_first_epochs.md, and exits 1
@@ -15,6 +15,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from side_by_side import processor
 
 PUBLISHED = [12.875, 11.538, 11.147]
 STEPS = 3 * 170
@@ -48,7 +50,7 @@ def main() -> None:
         f"# CIFAR-100-LT, IF 100: epochs 1 to 3 of 400, n = {arguments.seeds} seeds",
         "",
         f"`python benchmarks/cifar100_first_epochs.py`, commit {first['git_commit']}, torch {first['versions']['torch']}, "
-        f"{first['device']}, one thread a run, {first['precision']}, {first['train_pictures']} training and {first['n']} test pictures "
+        f"{processor()}, one thread a run, {first['precision']}, {first['train_pictures']} training and {first['n']} test pictures "
         "from class folders (a subset of its own: neither the official one nor the reference's).",
         "",
         "Train loss by epoch; in brackets the difference to the published code.",

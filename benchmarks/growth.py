@@ -20,17 +20,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdcs.losses.mdcs import MDCS
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.resnet_cifar import ResNetCifar
-from mdcs.training.memory import freed_memory_kept
+from mdcs.training.memory import freed_memory_kept, peak_mib
 from mdcs.training.trainer import fast_bfloat16
 from mdcs.types import Classes, Output, Views
-from side_by_side import machine, options, peak_mib, take_turns
+from side_by_side import machine, options, take_turns
 
 START = """
 import sys, time
 from mdcs.build import build
 from mdcs.config import compose, plain
 from mdcs.train import first_files
-from side_by_side import peak_mib
+from mdcs.training.memory import peak_mib
 cfg = plain(compose("train", ["data=imagenet_lt", "data.root=" + sys.argv[1], "model=resnet10"]))
 before = peak_mib()
 marks = [(time.perf_counter(), time.process_time())]
@@ -89,8 +89,7 @@ def start_up(num_pictures: int) -> list[float]:
         for split, count in (("train", num_pictures), ("val", 1000), ("test", 1000)):
             lines = (f"train/n{10000000 + i % 1000}/n{10000000 + i % 1000}_{i}.JPEG {i % 1000}\n" for i in range(count))
             (Path(place) / f"ImageNet_LT_{split}.txt").write_text("".join(lines))
-        command = [sys.executable, "-W", "ignore", "-c", START, place]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
+        found = subprocess.run([sys.executable, "-W", "ignore", "-c", START, place], capture_output=True, text=True, check=True).stdout
     count, *measured = found.split()
     assert int(count) == num_pictures
     return [float(value) for value in measured]
@@ -107,7 +106,7 @@ def main(words: list[str] | None = None) -> str:
             grown("classes (K = 3)", {f"C = {c}": step_of(3, c, sides[0], rows, depth) for c in classes}, chosen.rounds),
             grown("side (K = 3)", {f"{s} px": step_of(3, 100, s, max(2, rows // 4), depth) for s in sides}, chosen.rounds),
         ]
-    header = "| pictures in lists | parts made: s, wall | processor | first batch: s, wall | processor | MiB of imports | peak, + MiB |"
+    header = "| pictures in lists | parts made: s, wall | processor | batch asked for: s, wall | processor | MiB of imports | peak, + MiB |"
     lines = [header, "|---|---|---|---|---|---|---|"]
     for count in (2000,) if chosen.quick else (10_000, 100_000, 1_000_000):
         *seconds, imports, more = start_up(count)

@@ -1,4 +1,4 @@
-"""How the benchmarks here measure: all ways take turns in one process, A B C A B C, and every ratio is the median over rounds of A/B.
+"""How the benchmarks here measure: all ways take turns, A B C A B C, and every ratio is the median over rounds of A/B.
 
 So a busy moment of the machine meets all ways, and a slow drift cancels. Wall time is what a user waits; processor time hardly changes when
 other work runs, and is the one to believe on a busy machine.
@@ -6,9 +6,7 @@ other work runs, and is the one to believe on a busy machine.
 
 import argparse
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from mdcs.training.trainer import fast_bfloat16
 
 Seconds = tuple[float, float]  # wall, processor
 
@@ -72,28 +72,21 @@ def best_rate(work: Callable[[], object], amount: float, repeats: int) -> float:
 
 
 def limits(quick: bool = False) -> dict[str, float]:
-    """GFLOP/s of large matrix products and convolutions, and GB/s of copies, measured on this machine with the threads in use."""
+    """GFLOP/s of large matrix products and convolutions, and GB/s of copies, measured on this machine with the threads in use; of bfloat16
+    where the processor is fast at it."""
     side, channels, repeats = (256, 32, 2) if quick else (2048, 256, 8)
     found = {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))[: 2 if fast_bfloat16("cpu") else 1]:
         one, other = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
         found[f"matmul {name}, GFLOP/s"] = best_rate(lambda a=one, b=other: a @ b, 2 * side**3 / 1e9, repeats)  # type: ignore[misc]
-        images = torch.randn(8, channels, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(8, channels, 34, 34, dtype=dtype).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3, dtype=dtype)
-        operations = 2 * images.numel() * 9 * channels / 1e9
-        found[f"3×3 convolution {name}, GFLOP/s"] = best_rate(lambda x=images, w=weight: F.conv2d(x, w, padding=1), operations, repeats)  # type: ignore[misc]
+        operations = 2 * 8 * 32**2 * 9 * channels**2 / 1e9
+        found[f"3×3 convolution {name}, GFLOP/s"] = best_rate(lambda x=images, w=weight: F.conv2d(x, w), operations, repeats)  # type: ignore[misc]
     block = torch.zeros(2**20 if quick else 2**26)
     target = torch.empty_like(block)
     found["copy, read and written, GB/s"] = best_rate(lambda: target.copy_(block), 2 * 4 * block.numel() / 1e9, repeats)
     return found
-
-
-def peak_mib() -> float:
-    """The most memory that this process has had. (Linux starts the counter of `getrusage` at what the parent had when it started this.)"""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def processor() -> str:

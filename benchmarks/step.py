@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from mdcs.losses.mdcs import MDCS
 from mdcs.models.expert_net import ExpertNet
 from mdcs.models.resnet_cifar import ResNetCifar
-from mdcs.training.memory import freed_memory_kept
+from mdcs.training.memory import freed_memory_kept, peak_mib
 from mdcs.training.trainer import fast_bfloat16
 from mdcs.types import Classes, Output, Views
 from plain import ExpertResNet, mdcs_loss
-from side_by_side import Seconds, Timing, limits, machine, options, peak_mib
+from side_by_side import Seconds, Timing, limits, machine, options
 
 COUNTS = (500 * 0.01 ** (torch.arange(100) / 99)).long()
 GFLOP_A_VIEW = 3 * 0.2007  # forward and backward; a multiply-add is two operations
@@ -62,20 +62,22 @@ def fast_way(images: torch.Tensor, labels_B: torch.Tensor, depth: int, precision
     return step
 
 
+steps: list[Callable[[], None]] = []  # of this process: `start` puts the one of its way here, and `turn` takes it
+kept = contextlib.ExitStack()  # until this process ends
+
+
 def start(way: str, rows: int, depth: int, threads: int) -> None:
     """Make this process that of one way."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     images, labels_B = torch.randn(2 * rows, 3, 32, 32), torch.randint(100, (rows,))
-    precision, *words = way.split(", ")
-    plain = precision == "plain"
-    if not plain and "usual memory" not in words:
+    precision, *switches = way.split(", ")
+    if precision == "plain":
+        steps.append(plain_way(images, labels_B, depth))
+        return
+    if "usual memory" not in switches:
         kept.enter_context(freed_memory_kept())
-    steps.append(plain_way(images, labels_B, depth) if plain else fast_way(images, labels_B, depth, precision, "grouped" in words))
-
-
-steps: list[Callable[[], None]] = []
-kept = contextlib.ExitStack()
+    steps.append(fast_way(images, labels_B, depth, precision, "grouped" in switches))
 
 
 def turn(calls: int) -> tuple[Seconds, float, float]:

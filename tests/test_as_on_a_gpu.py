@@ -108,7 +108,6 @@ def test_the_gradient_of_the_loss_waits_for_nothing(mode: FakeTensorMode) -> Non
         logits_VBKC, bias_KC = torch.zeros(2, 8, 3, 10, device=GPU), torch.zeros(3, 10, device=GPU)
         targets_BC, labels_B = torch.zeros(8, 10, device=GPU), torch.zeros(8, dtype=torch.int64, device=GPU)
         context = SimpleNamespace(
-            needs_input_grad=(True, False, False, False, False),
             save_for_backward=lambda *saved: setattr(context, "saved_tensors", saved),
             mark_non_differentiable=lambda *_: None,
             set_materialize_grads=lambda *_: None,

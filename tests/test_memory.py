@@ -1,4 +1,4 @@
-"""Freed memory is kept while a run trains, and given back after."""
+"""Freed memory is kept while a run trains, and given back after; the peak of a process."""
 
 import json
 import subprocess
@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from mdcs.training.memory import freed_memory_kept
+from mdcs.training import memory
+from mdcs.training.memory import freed_memory_kept, peak_mib
 
 # In a process of its own: what other tests have left free in the heap would serve these blocks without a page from the system.
 MEASURE = """
@@ -38,6 +39,17 @@ def test_freed_memory_is_kept_and_then_given_back() -> None:
     before, within, after, mib_given_back = json.loads(done.stdout)
     assert within < 0.1 * min(before, after), done.stdout  # with huge pages in use, the others are fewer than one for 4 KiB
     assert mib_given_back > 48
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_peak_is_that_of_the_process_alone() -> None:
+    """The counter of getrusage would begin with the parent's."""
+    block = torch.ones(2**27)  # 512 MiB
+    assert peak_mib() > 512
+    program = "import runpy, sys, types; sys.modules['torch'] = types.ModuleType('torch')\n"  # torch itself would take as much
+    program += "print(runpy.run_path(sys.argv[1])['peak_mib']())"
+    done = subprocess.run([sys.executable, "-c", program, memory.__file__], capture_output=True, text=True, check=True)
+    assert 1 < float(done.stdout) < 256 and len(block)
 
 
 def test_an_error_passes_through() -> None:

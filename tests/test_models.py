@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from conftest import convolution_macs, golden
 from mdcs.errors import UserError
 from mdcs.losses.mdcs import MDCS
-from mdcs.models.expert_net import ExpertNet
+from mdcs.models.expert_net import ExpertNet, unit
 from mdcs.models.pretrained import published_mdcs, published_model
 from mdcs.models.resnet_cifar import ResNetCifar
 from mdcs.types import Classes, Output, Views
@@ -185,6 +185,19 @@ def test_any_number_of_experts_depth_head_and_input_size(num_experts: int, head:
         assert out.features.shape == (2, num_experts, 16)
     out.logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_directions_are_those_of_normalize(dim: int, dtype: torch.dtype) -> None:
+    """Also of nothing, and of what float16 cannot hold the squares of."""
+    x = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[1], x[2] = 0, 3e4 * x[2].sign()
+    found, expected = x.requires_grad_(), x.detach().double().requires_grad_()
+    one, other = unit(found, dim), F.normalize(expected, dim=dim)
+    torch.testing.assert_close(one, other.to(dtype))
+    (found_grad,), (expected_grad,) = (torch.autograd.grad(y[[0, 2]].sum(), of) for y, of in ((one, found), (other, expected)))
+    torch.testing.assert_close(found_grad, expected_grad.to(dtype))
 
 
 def test_cosine_logits_stay_within_the_scale_and_float32_under_autocast() -> None:

@@ -4,9 +4,7 @@ import json
 import logging
 import platform
 import re
-import resource
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -32,7 +30,7 @@ from mdcs.report.results import results
 from mdcs.reporting import write_report
 from mdcs.training.checkpoint import RunFolder, read_checkpoint, read_rows
 from mdcs.training.loggers import RunLogger
-from mdcs.training.memory import freed_memory_kept
+from mdcs.training.memory import freed_memory_kept, peak_mib
 from mdcs.training.trainer import make_trainer, resolved_trainer_arguments
 
 log = logging.getLogger("mdcs")
@@ -224,7 +222,7 @@ def measured_facts(trainer: pl.Trainer, folder: Path) -> dict[str, Any]:
     """What only the run itself knows, for scores.json: pictures per second (median over epochs), peak memory of rank 0 in MiB."""
     device = trainer.strategy.root_device
     speeds = [float(row["images_per_second"]) for row in read_rows(folder)]
-    memory = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == "darwin" else 2**10)}
+    memory = {"peak_memory_mib": int(peak_mib())}
     if device.type == "cuda":
         memory["peak_device_memory_mib"] = torch.cuda.max_memory_allocated(device) // 2**20
     packages = {package.__name__: package.__version__ for package in (mdcs, torch, pl, np)}

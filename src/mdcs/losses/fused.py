@@ -15,7 +15,7 @@ from torch import Tensor
 
 # How many logits a CPU takes at a time: in float32 as much as a core's second cache of 1 MiB holds. Half or twice as many is about as fast.
 CACHED = 2**18
-BITS = 1 / math.log(2)  # in a nat; a CPU takes a power of two in a fourth of the time of an exponential
+BITS = 1 / math.log(2)  # in a nat; a CPU takes powers of two much faster than exponentials
 
 
 def portions(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -74,12 +74,11 @@ class Distilled(torch.autograd.Function):
         share_BK1 = chosen_BK1 / number_K1.clamp(min=1)
         ce = functools.reduce(torch.add, fits) / (-num_views * rows)
         kl = joined(divergences).flatten().dot(share_BK1.flatten())
-        if ctx.needs_input_grad[0]:
-            for part_VBKC, part_B1C, part_BK1 in portions(size, grad_VBKC, targets_B1C, share_BK1):
-                pull_BKC = part_VBKC[1] - part_VBKC[0]
-                part_VBKC.sub_(part_B1C).mul_(1 / (num_views * rows))
-                part_VBKC[1].addcmul_(pull_BKC, part_BK1, value=weight)
-            ctx.save_for_backward(grad_VBKC)
+        for part_VBKC, part_B1C, part_BK1 in portions(size, grad_VBKC, targets_B1C, share_BK1):
+            pull_BKC = part_VBKC[1] - part_VBKC[0]
+            part_VBKC.sub_(part_B1C).div_(num_views * rows)
+            part_VBKC[1].addcmul_(pull_BKC, part_BK1, value=weight)
+        ctx.save_for_backward(grad_VBKC)
         ctx.mark_non_differentiable(ce, kl, mask_BK1, number_K1)
         ctx.set_materialize_grads(False)
         return torch.add(ce, kl, alpha=weight), ce, kl, mask_BK1, number_K1

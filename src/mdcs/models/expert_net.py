@@ -11,7 +11,7 @@ from mdcs.types import Backbone, Output
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
-    """x / ‖x‖ along `dim`, as F.normalize, in half its time on a CPU where `dim` is not the last. Sums are of float32 at least."""
+    """x / ‖x‖ along `dim`, 0 for 0; as F.normalize, which is slow on a CPU where `dim` is not the last. Sums are of float32 at least."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * wide.square().sum(dim, keepdim=True).clamp(min=1e-24).rsqrt()).to(x.dtype)
 

@@ -1,9 +1,11 @@
-"""How the C library keeps the memory that a step on the CPU gives back."""
+"""Memory of the process: how the C library keeps what a step on the CPU gives back, and how much it was at most."""
 
 import ctypes
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -18,8 +20,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     Activations are large, and every step frees and wants the same ones. By default glibc returns such blocks to the system each time, and
     the system zeroes every page anew when it hands them out: of a ResNet-32's training step about a sixth in float32 and a tenth in
-    bfloat16 (benchmarks/step.py), of its evaluation a quarter. The peak may be higher by up to a sixth. With an accelerator, whose
-    memory torch keeps itself, and without glibc, nothing is done.
+    bfloat16 (benchmarks/step.py). With an accelerator, whose memory torch keeps itself, and without glibc, nothing is done.
     """
     if not sys.platform.startswith("linux") or torch.accelerator.is_available():
         yield
@@ -37,3 +38,11 @@ def freed_memory_kept() -> Iterator[None]:
         for option, value in USUALLY.items():
             set_option(option, value)
         give_back(0)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had. (Linux begins the counter of `getrusage` with what the starting process had.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
