@@ -31,6 +31,20 @@ def test_diversity_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "three: K = 3 experts" in told and "a single expert has no diversity" in told and f"{100 * rows[0]['disagreement']:.1f}" in told
 
 
+def test_runs_in_folders_and_by_pattern_are_found_and_tables_are_csv_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (2, 10, 1):
+        make_run(tmp_path / "sweep" / str(number), seed=number)
+    (make_run(tmp_path / "sweep" / "11", seed=11) / "scores.json").unlink()
+    for runs in ([str(tmp_path / "sweep")], [str(tmp_path / "sweep" / "*"), str(tmp_path / "sweep" / "2")]):
+        rows = analyse(runs, output=str(tmp_path / "table.csv"), overwrite=True)
+        assert [Path(row["run"]).name for row in rows[::4]] == ["1", "2", "10"]
+        assert "11 has not finished and is left out" in capsys.readouterr().out
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["kl"]) for row in written] == pytest.approx([row["kl"] for row in rows])
+    assert json.loads(written[0]["agreement"]) == rows[0]["agreement"]
+
+
 def test_variance_groups_runs_by_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make_run(tmp_path / f"mdcs-{seed}", seed=seed) for seed in range(3)]
     for seed in range(2):
@@ -104,12 +118,12 @@ def test_refusals(tmp_path: Path) -> None:
         (tmp_path / "copy" / name).write_text((one / name).read_text())
     for runs, expected in [
         ([one], "1 run, a variance needs at least two"),
-        ([one, one], "each once"),
+        ([one, one], "1 run, a variance needs at least two"),
         ([one, two, lone], "lone is the only run of its method"),
         ([one, renamed], "renamed has other classes"),
         ([one, fewer], r"different predictions|different pictures"),
         ([one, tmp_path / "copy"], "same configuration and seeds"),
-        ([one, tmp_path], "is not a run folder"),
+        ([one, tmp_path / "none"], "nothing is named"),
     ]:
         with pytest.raises(UserError, match=expected):
             analyse([str(run) for run in runs], kind="variance", output=str(tmp_path / "table.csv"))

@@ -221,6 +221,29 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["2", "3", "multirun.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "folder"], "--data: there is no such flag; settings are written key=value"),
+        (["trainer.max_time={minuts: 2}"], "trainer.max_time={'minuts': 2}: minuts is not one of weeks, days, hours, minutes, seconds"),
+        (["trainer.max_epoch=1", "data=folder", "data.root=photos"], "trainer.max_epoch is not a setting of Trainer"),
+        (["data.val_fraction=1.5", "data=folder", "data.root=photos"], "data.val_fraction=1.5: expected"),
+    ],
+)
+def test_a_mistake_is_all_that_is_said(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("ant", 4), ("bee", 2)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    assert mdcs(monkeypatch, "train", *words) == 2
+    told = capfd.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1 and message in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_own_configurations_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer: {max_epochs: 1}\nloss: {alpha: 0.1}\n")

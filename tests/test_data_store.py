@@ -90,6 +90,19 @@ def test_backslashes_and_repeated_members(tmp_path: Path) -> None:
     assert store.read("b/2.jpg") == b"new" and store.read("train/a/1.jpg") == b"1"
 
 
+@pytest.mark.parametrize(
+    ("raw", "name"), [("Äpfel/日本.jpg".encode(), "Äpfel/日本.jpg"), ("Äpfel/1.jpg".encode("cp437"), "Äpfel/1.jpg")], ids=["UTF-8", "cp437"]
+)
+def test_names_in_a_zip_without_the_mark_of_utf8(raw: bytes, name: str, tmp_path: Path) -> None:
+    """As Info-ZIP writes them on Linux, and as the format has it."""
+    path = tmp_path / "unmarked.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("x" * len(raw)), b"content")
+    path.write_bytes(path.read_bytes().replace(b"x" * len(raw), raw))
+    store = open_store(path)
+    assert store.names() == [name] and store.read(name) == b"content"
+
+
 def test_links_in_a_tar(tmp_path: Path) -> None:
     path = tmp_path / "links.tar"
     with tarfile.open(path, "w") as archive:

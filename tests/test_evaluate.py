@@ -43,9 +43,13 @@ def test_scores_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(str(run.folder), "val")["temperature"] is None  # never fitted on what it is scored on
 
 
-def test_post_hoc_logit_adjustment_has_its_own_file(run: Run) -> None:
+def test_post_hoc_logit_adjustment_has_its_own_file(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = evaluate(str(run.folder))
+    capsys.readouterr()
     adjusted = evaluate(str(run.folder), logit_adjustment=1.0)
+    shown = capsys.readouterr().out
+    assert f"scores: {run.folder / 'scores_test_adjusted_1.json'}" in shown and adjusted["checkpoint_epoch"] == before["checkpoint_epoch"]
+    assert f"test split, logits less 1 log prior, n = 600, last epoch ({before['checkpoint_epoch']})" in shown
     assert json.loads((run.folder / "scores.json").read_text()) == before
     assert json.loads((run.folder / "scores_test_adjusted_1.json").read_text()) == adjusted
     logits = torch.from_numpy(np.array(Predictions.read(run.folder / "predictions" / "test").logits)).float().mean(1)
@@ -87,6 +91,9 @@ def test_features_are_kept_and_compared(run: Run, tmp_path: Path, capsys: pytest
     before = json.loads((folder / "scores.json").read_text())
     report(str(folder), figures=str(tmp_path / "without"))
     content = evaluate(str(folder), features=True, device="cpu")
+    shown = capsys.readouterr().out
+    assert "similarity of the experts' features (linear CKA) in %: 100.0 " in shown
+    assert f"`mdcs report run={folder}` brings report.html up to date" in shown
     features_NKD = np.load(place / "features.npy")
     assert sorted(file.name for file in place.iterdir()) == ["features.npy", "index.npy", "labels.npy", "logits.npy", "paths.txt"]
     # The classifiers turn them into the predictions.

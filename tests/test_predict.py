@@ -166,15 +166,25 @@ def test_unreadable_pictures_are_named_and_the_others_go_on(
 def test_a_name_that_the_terminal_cannot_show_ends_nothing(
     folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (photos / "\udcff ä.png").write_bytes(b"")
-    words = [f"run={folder}", f"input={photos / chr(0xDCFF)} ä.png", f"output={tmp_path / 'out.csv'}"]
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "\udcff ä.png").write_bytes(b"")
+    (odd / "good.png").write_bytes((photos / "0" / "000.png").read_bytes())
+    words = [f"run={folder}", f"input={odd}", f"output={tmp_path / 'out.csv'}"]
     for encoding, shown in (("ascii", rb"\udcff \xe4.png"), ("utf-8", "\\udcff ä.png".encode())):
         screen = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding=encoding))
         monkeypatch.setattr(sys, "argv", ["mdcs", "predict", *words, "overwrite=true"])
         cli.main()
         sys.stdout.flush()
-        assert screen.getvalue().startswith(b"1 picture in ") and shown + b" cannot be read" in screen.getvalue()
+        assert screen.getvalue().startswith(b"2 pictures in ") and shown + b" cannot be read" in screen.getvalue()
+
+
+def test_nothing_that_can_be_read_is_a_mistake(folder: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of 1 picture can be read, the first because: broken\.png cannot be read as a picture"):
+        predict(str(folder), str(photos / "broken.png"), str(tmp_path / "out.csv"))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_lost_worker_is_told_in_one_line(folder: Path, photos: Path, tmp_path: Path) -> None:

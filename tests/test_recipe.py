@@ -1,6 +1,5 @@
 """What is chosen from a folder's pictures, and that the user's words come before it."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,13 @@ def chosen(*words: str) -> dict[str, Any]:
     return plain(composed(["data=folder", *words])[0])
 
 
-def test_small_pictures_are_handled_as_those_of_cifar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "mdcs"):
-        cfg = chosen(f"data.root={photos(tmp_path / 'small', 30)}")
+def test_small_pictures_are_handled_as_those_of_cifar(tmp_path: Path) -> None:
+    composition, said = composed(["data=folder", f"data.root={photos(tmp_path / 'small', 30)}"])
+    cfg = plain(composition)
     assert cfg["data"]["image_size"] == 32 and cfg["model"]["_target_"].endswith("ResNetCifar") and cfg["model"]["depth"] == 32
     assert cfg["augment"]["weak"]["_target_"].endswith("CifarWeak")
     assert (cfg["data"]["batch_size"], cfg["trainer"]["max_epochs"], cfg["loss"]["warmup_epochs"]) == (32, 100, 5)
-    (line,) = [line for line in caplog.messages if line.startswith("chosen")]
+    (line,) = [line for line in said if line.startswith("chosen")]
     again = plain(composed(["data=folder", f"data.root={tmp_path / 'small'}", *line.partition(": ")[2].split()])[0])
     assert again == cfg  # what is printed is what was done
 

@@ -244,7 +244,6 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "index.html").write_text("mine, by hand")
     for words, expected in [
         ({}, "give run=DIR"),
-        ({"run": str(folder), "runs": [str(folder)]}, "each folder once"),
         ({"run": str(folder), "output": str(tmp_path / "a.pdf")}, r"ends in \.html"),
         ({"run": str(folder), "output": str(tmp_path / "none" / "a.html")}, "there is no folder"),
         ({"run": str(folder), "output": str(tmp_path / "index.html")}, "is no report"),
@@ -255,6 +254,15 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "index.html").read_text() == "mine, by hand" and not list(tmp_path.glob("*.part"))
     report(run=str(folder), output=str(tmp_path / "index.html"), overwrite=True)
     assert "mdcs report" in (tmp_path / "index.html").read_text()
+
+
+def test_a_sweep_side_by_side_is_called_by_its_losses(tmp_path: Path) -> None:
+    ce = {"_target_": "mdcs.losses.prior.PriorAdjusted", "lambdas": 0.0, "views": ["weak", "strong"]}
+    make_run(tmp_path / "sweep" / "0")
+    make_run(tmp_path / "sweep" / "1", loss=ce)
+    text = report(runs=[str(tmp_path / "sweep")], output=str(tmp_path / "both.html")).read_text(encoding="utf-8")
+    assert "<title>mdcs report: mdcs, sweep/0, ce, sweep/1</title>" in text
+    assert '<p class="dim">ce with K = 3, ' in page([tmp_path / "sweep" / "1"])
 
 
 def test_axes_and_ticks() -> None:

@@ -12,6 +12,11 @@ import pytest
 import torch
 
 from conftest import ROOT
+from mdcs.build import load
+from mdcs.cli import train_words
+from mdcs.errors import UserError
+from mdcs.evaluate import evaluate
+from run_cases import make_run
 
 POINTS = ("step:2", "checkpoint:3", "row:4", "end")
 
@@ -92,3 +97,35 @@ def test_a_kill_from_outside_at_any_moment(whole: Path, tmp_path: Path) -> None:
     assert all(value.equal(state(whole)[key]) for key, value in state(folder).items())
     assert table(folder) == table(whole)
     assert "end 1\n" not in Path(f"{folder}.epochs").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [("2", "has trained 3 epochs, and cannot have fewer"), ("0", "expected"), ("abc", "expected")]
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_refused_resume_changes_nothing(
+    value: str, message: str, finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train_words(["trainer.max_epochs=3", "trainer.limit_train_batches=1", "model.num_experts=1", f"hydra.run.dir={folder}"])
+    if not finished:
+        (folder / "scores.json").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if finished and value == "2":
+        message = ""  # it has as many already
+        train_words([f"resume={folder}", f"trainer.max_epochs={value}"])
+    else:
+        with pytest.raises(UserError, match=message):
+            train_words([f"resume={folder}", f"trainer.max_epochs={value}"])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("config.yaml", "a: [1"), ("config.yaml", "- a"), ("classes.json", "{"), ("classes.json", "{}")]
+)
+def test_a_damaged_run_is_one_line(name: str, content: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / name).write_text(content)
+    for verb in (load, lambda run: evaluate(str(run))):
+        with pytest.raises(UserError, match=f"{name} is (damaged|not a configuration)"):
+            verb(folder)

@@ -66,7 +66,7 @@ def test_an_interrupted_sweep_goes_on_and_keeps_what_is_finished(
 ) -> None:
     class Interrupt(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("MDCS"):  # job 1 introduces itself
+            if record.getMessage().startswith("mdcs ("):  # job 1 introduces itself
                 raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -142,3 +142,17 @@ def test_ctrl_c_ends_a_sweep_with_130(launcher: list[str], tmp_path: Path) -> No
     assert started.returncode == 130, error
     assert "the sweep is interrupted; no job has finished; the same command with hydra.sweep.dir=" in error
     assert "Traceback" not in error
+
+
+def test_another_sweep_in_the_folder_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mdcs(monkeypatch, "train", "-m", "seed=0,1", "model.num_experts=1", *SHORT, "hydra.sweep.dir=sweep") == 0
+    before = {path: path.read_bytes() for path in Path("sweep").rglob("*") if path.is_file()}
+    assert Path("sweep/multirun.yaml") in before
+    capfd.readouterr()
+    assert mdcs(monkeypatch, "train", "-m", "seed=5,6", "model.num_experts=1", *SHORT, "hydra.sweep.dir=sweep") == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last == "mdcs: 2 of the sweep's jobs failed, see above"
+    assert {path: path.read_bytes() for path in Path("sweep").rglob("*") if path.is_file()} == before

@@ -50,7 +50,7 @@ def test_the_run_folder_is_complete(folder: Path) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["loss"]["alpha"] == 0.6
     run_log = (folder / "run.log").read_text()
     assert run_log.count(": loss ") == EPOCHS
-    assert "MDCS (λ = -0.5, 1, 2.5) on ResNetCifar with K = 3" in run_log
+    assert "mdcs (λ = -0.5, 1, 2.5) on ResNetCifar with K = 3" in run_log
     classes = json.loads((folder / "classes.json").read_text())
     subset = (folder / "subset.csv").read_text().splitlines()
     assert sum(classes["counts"]) == len(subset) - 1

@@ -4,6 +4,7 @@
 >>> mdcs.load(run.folder).predict(images)  # doctest: +SKIP
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,11 @@ __version__ = "0.1.0"
 
 def run(overrides: Sequence[str] = ()) -> "Run":
     """Train as `mdcs train` with the same words does, and return the run. Raises `mdcs.errors.UserError` where the command would exit 2."""
-    from mdcs.cli import train_words
+    from mdcs.cli import train_words, without_advice
 
-    return train_words(list(overrides))
+    with warnings.catch_warnings():
+        without_advice()
+        return train_words(list(overrides))
 
 
 def load(folder: str | Path) -> "Run":

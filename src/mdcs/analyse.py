@@ -14,7 +14,7 @@ from rich.table import Table
 from mdcs.analysis.bias_variance import STATISTICS, decompose, group_rows, over_runs, without_each
 from mdcs.analysis.diversity import diversity_of, linear_cka
 from mdcs.analysis.methods import by_method, seeds_of, varied
-from mdcs.config import read_yaml
+from mdcs.config import read_yaml, runs_of
 from mdcs.errors import UserError
 from mdcs.evaluation.predictions import Predictions, classes_from_json, read_features
 from mdcs.output import check_output, complete_or_absent
@@ -35,7 +35,7 @@ def analyse(
     figure: str | None = None,
     overwrite: bool = False,
 ) -> Rows:
-    """Tables over the run folders `runs`, from their stored predictions of `split`; printed, and written to `output` (.csv or .json).
+    """Tables over `runs` (see `runs_of`), from their stored predictions of `split`; printed, and written to `output` (.csv or .json).
 
     `figure` (.png, .svg or .pdf; kind=variance) shows bias and variance of the ensembles.
 
@@ -51,9 +51,10 @@ def analyse(
         if kind != "variance":
             raise UserError(f"figure={figure}: is drawn for kind=variance; `mdcs report run=DIR figures=...` draws a run's diversity")
         check_output(Path(figure), SUFFIXES, overwrite)
-    folders = [run_folder(run) for run in runs]
-    if len(set(folders)) < len(folders) or not folders:
-        raise UserError(f"runs=[{','.join(runs)}]: expected one or more run folders, each once")
+    found, unfinished = runs_of(runs)
+    for folder in unfinished:
+        Console().print(f"note: {folder} has not finished and is left out", highlight=False, soft_wrap=True, markup=False)
+    folders = [run_folder(folder) for folder in found]
     rows = diversity_rows(folders, split) if kind == "diversity" else variance_rows(folders, split)
     if output is not None:
         with complete_or_absent(Path(output)) as part:
@@ -66,11 +67,10 @@ def analyse(
     return rows
 
 
-def run_folder(run: str) -> Path:
+def run_folder(folder: Path) -> Path:
     """The folder, if it holds a run."""
-    folder = Path(run)
-    if not (folder / "config.yaml").exists() or not (folder / "classes.json").exists():
-        raise UserError(f"runs: {run} is not a run folder, it has no config.yaml with classes.json beside it")
+    if not (folder / "classes.json").exists():
+        raise UserError(f"runs: {folder} is not a run folder, it has no config.yaml with classes.json beside it")
     return folder.resolve()
 
 
@@ -264,7 +264,7 @@ def in_words(value: Sequence[float] | None, statistic: str, with_interval: bool,
 
 
 def write_table(path: Path, rows: Rows) -> None:
-    """JSON as it is; CSV with a column for each mean and bound, and lists as JSON texts."""
+    """JSON as it is; CSV with a column for each mean and bound (of kind=variance), and lists as JSON texts."""
     if path.suffix.lower() == ".json":
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
         return
@@ -272,7 +272,7 @@ def write_table(path: Path, rows: Rows) -> None:
     for row in rows:
         cells: dict[str, Any] = {}
         for name, value in row.items():
-            if name in STATISTICS:
+            if name in STATISTICS and "over_runs" in row:
                 cells |= dict(zip((name, f"{name}_lower", f"{name}_upper"), value or [None] * 3, strict=True))
             elif name == "over_runs":
                 cells |= {f"{of}_over_runs": (value or {}).get(of) for of in STATISTICS}

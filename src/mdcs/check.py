@@ -80,7 +80,10 @@ def check(
     files, good = of_files(splits)
     for note in splits.notes:
         what = "decoding" if LEFT_OUT in note else "splits" if COPIES in note else "dataset"
-        findings.append(Finding(what, "off" if strict and LEFT_OUT in note else "note", note))
+        stops = strict and LEFT_OUT in note
+        findings.append(
+            Finding(what, "off" if stops else "note", f"{note}; `mdcs train` stops there unless data.on_bad=skip" if stops else note)
+        )
     findings += [of_counts(splits, published(data)), *files]
     findings += [of_sample(splits, good, sample), of_overlap(splits), *of_single_pictures(splits)]
     findings.append(of_views(splits, source, augment, seed, place))
@@ -236,7 +239,7 @@ def of_overlap(splits: Splits) -> Finding:
             if len(shared):
                 first = pictures.paths[int(np.flatnonzero(hashes == shared[0])[0])]
                 found.append(f"{several(len(shared), 'picture')} listed in {name} and in {other}, the first being {first}")
-    return Finding("splits", "off", "; ".join(found)) if found else Finding("splits", "ok", "no picture is listed in two of them")
+    return Finding("splits", "off", "; ".join(found)) if found else Finding("splits", "ok", "no file is listed in two of them")
 
 
 def of_single_pictures(splits: Splits) -> list[Finding]:

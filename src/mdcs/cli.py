@@ -33,6 +33,23 @@ FUNCTIONS = {
     "import": ("mdcs.published", "import_published"),
 }
 
+# Of those that Hydra takes, with and without a value.
+HYDRA_FLAGS = (
+    "-m",
+    "--multirun",
+    "-c",
+    "--cfg",
+    "--resolve",
+    "-p",
+    "--package",
+    "-i",
+    "--info",
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+)
+
 log = logging.getLogger("mdcs")
 
 
@@ -163,6 +180,8 @@ def through_hydra(verb: str, words: list[str]) -> None:
 
     if verb != "train":
         raise UserError(f"mdcs {verb} takes key=value words only, not {' '.join(word for word in words if word.startswith('-'))}")
+    for flag in [word for word in words if word.startswith("-") and word.partition("=")[0] not in HYDRA_FLAGS]:
+        raise UserError(f"{flag}: there is no such flag; settings are written key=value, as in `mdcs train data=folder data.root=photos`")
     if any(word.startswith("resume=") for word in words):
         raise UserError("resume=DIR continues one run and takes no flags: leave out " + " ".join(w for w in words if w.startswith("-")))
     sweep = Sweep.of(words) if {"-m", "--multirun"} & set(words) else None

@@ -1,7 +1,6 @@
 """Several finished runs side by side: mean and s.d. over seeds, paired tests, what differs; as CSV, Markdown, LaTeX and figures."""
 
 import csv
-import glob
 import io
 import logging
 import re
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mdcs.config import runs_of
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluate import screen
@@ -32,8 +32,9 @@ def compare(runs: list[str], output: str | None = None, reference: str | None = 
     out and said, what is named must be finished. Runs whose configurations differ only by seed are one method. Each method is tested
     against the one that `reference` names (see `chosen`), and what makes the comparison unfair is noted. Returns what the CSV holds.
     """
-    found, notes = find_runs([runs] if isinstance(runs, str) else runs)
-    methods, left_out = grouped(found)
+    found, unfinished = runs_of([runs] if isinstance(runs, str) else runs)
+    notes = [f"{folder} has not finished and is left out" for folder in unfinished]
+    methods, left_out = grouped([FinishedRun.read(folder) for folder in found])
     require_one_test_set(methods)
     base = chosen(methods, reference, lambda run, name: run.folder.resolve() == Path(name).expanduser().resolve())
     tested = tests(methods, base)
@@ -51,39 +52,6 @@ def compare(runs: list[str], output: str | None = None, reference: str | None = 
         screen().print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     screen().print(f"tables and figures: {place}", highlight=False, soft_wrap=True, markup=False)
     return {"methods": rows, "reference": base.name, "notes": notes}
-
-
-def find_runs(patterns: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
-    """The runs in the order in which they are named, each once, and notes on those that are not finished."""
-    if not patterns:
-        raise UserError("runs=[] names no run: give run folders, folders of runs or patterns, for example 'runs=[runs/a*,runs/b]'")
-    found: dict[Path, FinishedRun] = {}
-    unfinished = []
-    for pattern in patterns:
-        named = Path(pattern).expanduser()
-        if (named / "config.yaml").exists():
-            found.setdefault(named.resolve(), FinishedRun.read(named))
-            continue
-        places = [named] if named.exists() else [Path(place) for place in glob.glob(str(named))]
-        if not places:
-            raise UserError(f"runs: nothing is named {pattern}, or matches it")
-        folders = [file.parent for place in places for file in place.rglob("config.yaml")]
-        if not folders:
-            raise UserError(f"runs: {pattern} is no run folder and holds none")
-        finished = [folder for folder in folders if (folder / "scores.json").exists()]
-        unfinished += [folder for folder in folders if folder not in finished]
-        for folder in sorted(finished, key=in_reading_order):
-            found.setdefault(folder.resolve(), FinishedRun.read(folder))
-    if not found:
-        raise UserError(
-            f"runs: none of the {len(unfinished)} runs has finished; `mdcs train resume={unfinished[0]}` goes on with the first"
-        )
-    return list(found.values()), [f"{folder} has not finished and is left out" for folder in unfinished]
-
-
-def in_reading_order(folder: Path) -> list[tuple[int, str]]:
-    """Sorts sweep/2 before sweep/10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(folder))]
 
 
 def figures(method: Method, tested: dict[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Nothing here imports torch, so a mistake in a key is told within a second.
 """
 
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ def _hydra_word(word: str) -> str:
     if equals and not name.strip("+~"):
         raise UserError(f"cannot read {word!r}: expected key=value")
     bare = name.lstrip("+")
+    if value == "null" and bare in ("trainer", *NAMED):
+        raise UserError(f"{word}: expected one of {', '.join(sorted(file.stem for file in (conf_dir() / bare).glob('*.yaml')))}")
     if equals and (bare in PATH_KEYS or (bare in OPTIONAL_PATHS and value not in NO_PATHS)):
         return f"{name}={_quoted(value)}"
     if equals and bare == "runs":
@@ -105,8 +108,13 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
 
     if isinstance(refusal, OverrideParseException):
         example = """'data.classes=["a b","c"]'"""
-        return f"cannot read {refusal.override!r}: expected key=value; unusual characters want inner quotes, as in {example}"
+        quotes = f"; unusual characters want inner quotes, as in {example}" if "=" in refusal.override else ""
+        return f"cannot read {refusal.override!r}: expected key=value{quotes}"
     text = str(refusal)
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'", text):
+        word = ambiguous.group(1)
+        name, _, value = word.partition("=")
+        return f"{word} has several values: -m trains a run for each; a list is written {name}=[{value}], one text with commas in quotes"
     unknown = re.search(r"(?:Key '(\S+)' is not in struct|Could not override '([^']+)')", text)
     full_key = re.search(r"full_key: (\S+)", text)
     if unknown:
@@ -121,12 +129,17 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
             return (
                 f"{key}: there is no such setting with the {group} chosen, but with {', '.join(f'{group}={choice}' for choice in having)}"
             )
-        return f"{key}: there is no such setting{suggestion(key, _known_keys(name))}"
+        files = sorted(conf_dir().glob(f"{group}/*.yaml"))
+        others = [f"{group}.{found}" for file in files for found in re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.M)]
+        return f"{key}: there is no such setting{suggestion(key, [*_known_keys(name), *others])}"
     choice = re.search(
         r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':\n(.*?)\n(?:Config search path|$)", text + "\n", re.DOTALL
     )
     if choice:
-        return f"{choice.group(1)}={choice.group(2)}: there is no such choice; there is {', '.join(choice.group(3).split())}"
+        group, given, there = choice.group(1), choice.group(2), choice.group(3).split()
+        meant = suggestion(given, there)
+        listed = meant if "did you mean" in meant else f"; there is {', '.join(there)}"
+        return f"{group}={given}: there is no such choice{listed}"
     if text.startswith("Missing mandatory value: "):
         return f"{text.split()[3]}=... is missing: this verb needs it"
     missing = re.search(r"Could not find '([^']+)'", text)
@@ -181,11 +194,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A plain YAML file, for example a run's config.yaml."""
     import yaml
 
-    with open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged, it is no YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration: expected keys and values")
     return content
+
+
+def runs_of(patterns: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The run folders that the words of `runs` name, each once, in the order named: run folders, folders that hold runs (a sweep), or
+    patterns with * and ?. And the runs that folders and patterns hold but that have no scores.json, which are not among the first.
+    """
+    if not patterns:
+        raise UserError("runs=[] names no run: give run folders, folders of runs or patterns, for example 'runs=[runs/a*,runs/b]'")
+    found, unfinished = dict[Path, Path](), list[Path]()
+    for pattern in patterns:
+        named = Path(pattern).expanduser()
+        if (named / "config.yaml").exists():
+            found.setdefault(named.resolve(), named)
+            continue
+        places = [named] if named.exists() else [Path(place) for place in glob.glob(str(named))]
+        if not places:
+            raise UserError(f"runs: nothing is named {pattern}, or matches it")
+        folders = sorted((file.parent for place in places for file in place.rglob("config.yaml")), key=in_reading_order)
+        if not folders:
+            raise UserError(f"runs: {pattern} is no run folder and holds none")
+        for folder in folders:
+            if (folder / "scores.json").exists():
+                found.setdefault(folder.resolve(), folder)
+            else:
+                unfinished.append(folder)
+    if not found:
+        raise UserError(
+            f"runs: none of the {len(unfinished)} runs has finished; `mdcs train resume={unfinished[0]}` goes on with the first"
+        )
+    return list(found.values()), unfinished
+
+
+def in_reading_order(folder: Path) -> list[tuple[int, str]]:
+    """Sorts sweep/2 before sweep/10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(folder))]
 
 
 def with_absolute_paths(cfg: Mapping[str, Any], *, inside: str = "") -> dict[str, Any]:

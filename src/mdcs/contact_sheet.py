@@ -16,7 +16,7 @@ VIEWS = ("weak", "weak", "strong", "strong")
 COLUMNS = ("as evaluated", *VIEWS)
 ROWS = 8
 TRIES = 5  # pictures of a class, if some cannot be read
-CELL = 96  # pixels, to which smaller pictures are enlarged
+CELL = 96  # pixels, to which smaller pictures are enlarged at least
 MARGIN, LINE, LABELS = 8, 18, 170  # pixels: around pictures, of a line of text, of the column of class names
 
 
@@ -56,7 +56,7 @@ def contact_sheet(pictures: Pictures, rows: list[int], augment: Augment, classes
 def _drawn(pixels: np.ndarray, texts: list[str]) -> Image.Image:
     """`pixels` (rows, columns, H, W, 3) uint8 in a grid with words around."""
     rows, columns, height, width = pixels.shape[:4]
-    larger = max(1, CELL // max(height, width))
+    larger = -(-CELL // max(height, width))
     width, height = width * larger, height * larger
     sheet = Image.new("RGB", (LABELS + columns * (width + MARGIN), LINE + MARGIN + rows * (height + MARGIN)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.truetype(font_for("".join(texts)), 12)

@@ -95,6 +95,14 @@ def evaluate(
     content = write_scores(folder, classes_from_json(folder / "classes.json"), name, used, facts, logit_adjustment)
     if "agnostic" in content:
         screen().print(agnostic_table(content["agnostic"]))
+    lines = []
+    if (cka_KK := content["diversity"].get("cka")) is not None:
+        rows = " | ".join(" ".join(f"{100 * value:.1f}" for value in row) for row in cka_KK)
+        lines.append(f"similarity of the experts' features (linear CKA) in %: {rows}")
+    if (views or features) and name == judged_by(folder) and (folder / "report.html").exists():
+        lines.append(f"`mdcs report run={folder}` brings report.html up to date")
+    for line in lines:
+        screen().print(line, highlight=False, soft_wrap=True, markup=False)
     return content
 
 
@@ -135,7 +143,7 @@ def write_scores(
     `facts` are figures that predictions do not hold (cost, seed, versions); what is not given is kept from the run's scores.json.
     The temperature is fitted on the run's validation predictions, if there are any and they are not what is scored.
     """
-    place = folder / "predictions" / name
+    place, epoch = folder / "predictions" / name, epoch_of(folder, name)
     predictions, val_place = Predictions.read(place), place.with_name("val" + name.removeprefix("test").removesuffix("_other_data"))
     validation = Predictions.read(val_place) if name.startswith("test") and val_place.exists() else None
     if logit_adjustment:
@@ -154,9 +162,10 @@ def write_scores(
     known, own = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in (main, place))
     measured = own | (known if name == own_name else {key: known[key] for key in OF_THE_MODEL if key in known})
     kept = {key: value for key, value in measured.items() if key not in values and key not in ("split", "checkpoint")}
-    content = {"split": name.split("_")[0], "checkpoint": checkpoint, **values, **kept, **facts}
+    known_epoch = {} if epoch is None else {"checkpoint_epoch": epoch}
+    content = {"split": name.split("_")[0], "checkpoint": checkpoint, **values, **known_epoch, **kept, **facts}
     write_durably(place, json.dumps(content, indent=1, ensure_ascii=False))
-    show(content, folder)
+    show(content, place)
     return content
 
 
@@ -180,11 +189,12 @@ def implied_prior(node: Mapping[str, Any], classes: Classes, num_experts: int) -
     return "between uniform and training, or beyond", implied_C
 
 
-def show(content: Mapping[str, Any], folder: Path) -> None:
-    """Print the scores as a table, with what one needs to know to believe them."""
+def show(content: Mapping[str, Any], place: Path) -> None:
+    """Print the scores as a table, with what one needs to know to believe them, and where they are: `place`, in the run folder."""
     chosen = "last epoch" if content["checkpoint"] == "last" else "best epoch on validation"
     epoch = f" ({content['checkpoint_epoch']})" if content.get("checkpoint_epoch") else ""
-    title = f"{content['split']} split, n = {content['n']}, {chosen}{epoch}"
+    shifted = f", logits less {content['logit_adjustment']:g} log prior" if content.get("logit_adjustment") else ""
+    title = f"{content['split']} split{shifted}, n = {content['n']}, {chosen}{epoch}"
     table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold")
     for column in ("accuracy in %", "overall", "many", "medium", "few", "balanced", "ECE"):
         table.add_column(column, justify="left" if column.startswith("accuracy") else "right")
@@ -211,7 +221,8 @@ def show(content: Mapping[str, Any], folder: Path) -> None:
             words |= {name: f"{content[key]:.3g}" for name, key in COST_IN_HOURS.items() if key in content}
             words |= {name: f"{content[key]:,} MiB" for name, key in COST_IN_MEMORY.items() if key in content}
         console.print(", ".join(f"{name} {value}" for name, value in words.items()), highlight=False, soft_wrap=True)
-    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True, markup=False)
+    own = place.name == "scores.json"
+    console.print(f"run folder: {place.parent}" if own else f"scores: {place}", highlight=False, soft_wrap=True, markup=False)
     log.debug(f"scores\n{console.export_text()}")  # to run.log, while a run is on
 
 

@@ -89,7 +89,8 @@ def export(run: str, format: str | None = None, output: str | None = None, check
     if format is None and output is not None:
         format = {suffix: name for name, suffix in SUFFIXES.items()}.get(Path(output).suffix.lower())
     if format not in SUFFIXES:
-        raise UserError(f"format={format}: expected one of {', '.join(SUFFIXES)}, or an output that ends in {', '.join(SUFFIXES.values())}")
+        given = "format" if format is None else f"format={format}"
+        raise UserError(f"{given}: expected one of {', '.join(SUFFIXES)}, or an output that ends in {', '.join(SUFFIXES.values())}")
     if missing := [package for package in PACKAGES[format] if importlib.util.find_spec(package) is None]:
         raise UserError(f"format={format} needs what is not installed: `pip install {' '.join(missing)}`, or choose another format")
     trained = trained_run(run, checkpoint)
@@ -138,8 +139,16 @@ def write_onnx(classifier: Classifier, file: Path) -> None:
     )
     assert program is not None
     program.model.metadata_props[DESCRIPTION] = json.dumps(classifier.description, ensure_ascii=False)
-    for node in program.model.graph:
+    graph = program.model.graph
+    for node in graph:
         node.metadata_props.clear()  # names of the source files they come from
+    (pictures,) = graph.inputs
+    assert pictures.shape is not None
+    batch = str(pictures.shape[0])  # a number that torch chose
+    for value in (pictures, *(out for node in graph for out in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) == batch and value.shape is not None:
+                value.shape[axis] = "B"
     program.save(file, external_data=False)
 
 

@@ -229,6 +229,10 @@ def predict(
             write(batch)
             summary.add(batch)
             progress.advance(task, len(errors))
+        if summary.unreadable == summary.pictures:
+            raise UserError(
+                f"input={input}: none of {several(summary.pictures, 'picture')} can be read, the first because: {summary.errors[0]}"
+            )
     lines = [*summary.lines(time.perf_counter() - started), *left_out, f"table: {output}"]
     Console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     return summary

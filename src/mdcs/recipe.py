@@ -1,9 +1,8 @@
 """What `data=folder` and `data=table` leave open, chosen from their pictures: size, network, augmentation, length of training.
 
-The choice is a list of command-line words, printed, so that it can be repeated and changed.
+The choice is a list of command-line words, to be printed, so that it can be repeated and changed.
 """
 
-import logging
 import os
 from typing import Any
 
@@ -17,11 +16,9 @@ MIN_EPOCHS, MAX_EPOCHS = 60, 100
 MOST_WORKERS = 8
 FEW_PICTURES = 2000  # up to which a batch is half as large, for twice as many steps of the same cost
 
-log = logging.getLogger("mdcs")
-
 
 def composed(words: list[str]) -> tuple[Any, list[str]]:
-    """The configuration of `mdcs train` with `words`, and with what they and the dataset leave open decided; and what was said of that."""
+    """The configuration of `mdcs train` with `words`, and with what they and the dataset leave open decided; and lines to say of that."""
     keys = [word.partition("=")[0].lstrip("+") for word in words]
     # A word such as model.depth=14 has no meaning before the model is chosen.
     probe = [word for word, key in zip(words, keys, strict=True) if "." not in key or key.startswith("data.")]
@@ -50,7 +47,5 @@ def composed(words: list[str]) -> tuple[Any, list[str]]:
         if "warmup_epochs" in first.loss and "loss.warmup_epochs" not in keys:
             chosen.append(f"loss.warmup_epochs={max(1, epochs // 20)}")  # 20 of 400 as published
     said = [*survey.lines, f"chosen from the pictures, change what you like: {' '.join(chosen)}"]
-    for line in said * config.first_rank():
-        log.info(line)
     given = [word for word in words if word.partition("=")[0].lstrip("+") != "data.image_size"]
     return config.compose("train", [*chosen, *given]), said

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mdcs.config import runs_of
 from mdcs.data.splits import Pictures
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
@@ -29,17 +30,17 @@ def write_report(folder: Path, pictures: Pictures | None = None) -> Path:
 def report(
     run: str | None = None, runs: Sequence[str] = (), output: str | None = None, figures: str | None = None, overwrite: bool = False
 ) -> Path:
-    """One page about a run (`run`, or `runs` with one entry), or about several side by side; everything is in the one file.
+    """One page about a run (`run`, or one of `runs`), or about several side by side (see `runs_of`); everything is in the one file.
 
     `output` is where it goes; None = report.html in the run's folder, or for several in the folder where the command is given. A file there
     that is no report is kept unless `overwrite`. `figures` names a folder for the plots of the page as PNG, SVG and PDF, made if needed.
     """
-    folders = [Path(of).resolve() for of in ([run] if run else []) + list(runs)]
-    if not folders or len(set(folders)) < len(folders):
-        raise UserError("give run=DIR, or runs=[A,B,...] with each folder once")
-    for folder in folders:
-        if not (folder / "config.yaml").exists():
-            raise UserError(f"{folder} is not a run folder, it has no config.yaml")
+    if not run and not runs:
+        raise UserError("give run=DIR, or runs=[A,B,...]")
+    if run and not (Path(run) / "config.yaml").exists():
+        raise UserError(f"run={run}: not a run folder, it has no config.yaml")
+    found, unfinished = runs_of(([run] if run else []) + list(runs))
+    folders = [folder.resolve() for folder in found]
     place = Path(output) if output else (folders[0] if len(folders) == 1 else Path.cwd()) / "report.html"
     check_place(place, overwrite)
     text = page(folders)
@@ -48,6 +49,8 @@ def report(
     except OSError as error:
         raise UserError(f"output={place} cannot be written: {error.strerror or error}") from error
     console = Console()
+    for folder in unfinished:
+        console.print(f"note: {folder} has not finished and is left out", highlight=False, soft_wrap=True, markup=False)
     console.print(f"report: {place}", highlight=False, soft_wrap=True, markup=False)
     if figures:
         from mdcs.report.plots import save_figures  # matplotlib takes a second

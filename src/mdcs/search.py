@@ -151,12 +151,14 @@ def planned(words: Sequence[str]) -> Search:
     if folder.exists():
         raise UserError(f"output={folder} exists already: go on with resume={folder}, or choose another folder")
 
-    cfg, _ = composed([word for word in [*given, *first] if bare(word) not in OWN])
+    cfg, said = composed([word for word in [*given, *first] if bare(word) not in OWN])
     refuse_ranks_in_a_sweep(str(cfg.trainer.devices), str(cfg.trainer.num_nodes))
     shared = [word for word in cfg.hydra.overrides.task if bare(word) not in map(bare, choices)]
     for name, values in choices.items():
         for value in values[1:]:
             config.compose("train", [*shared, *(word for word in first if bare(word) != bare(name)), f"{name}={value}"])
+    for line in said:
+        log.info(line)
     return Search(folder, shared, space, str(settings.metric), settings.trials, cfg.seed)
 
 

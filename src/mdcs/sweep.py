@@ -24,17 +24,21 @@ LAUNCHERS = {
 DEFAULT_JOBS = 2  # at a time; joblib's own default is one for each core, and all of them share one device and its memory
 OF_HYDRA = "multirun.yaml"  # what Hydra leaves in every sweep's folder
 FAILED = "failed.txt"
+OF_ANOTHER_SWEEP = "holds a run with other settings"
 
 log = logging.getLogger("mdcs")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's words as Hydra is to read them, its folder, and those of that folder's parents (with itself) that it makes."""
+    """A sweep's words as Hydra is to read them, its folder, those of that folder's parents (with itself) that it makes, and what a sweep
+    before it left there of its words.
+    """
 
     words: list[str]
     folder: Path
     made: tuple[Path, ...]
+    before: bytes | None
 
     @staticmethod
     def of(words: Sequence[str]) -> "Sweep":
@@ -55,7 +59,8 @@ class Sweep:
             words.append(f"hydra.sweep.dir={config.compose('train', []).hydra.sweep.dir}")
             settings["hydra.sweep.dir"] = words[-1].partition("=")[2]
         folder = Path(config.absolute(settings["hydra.sweep.dir"].strip("\"'")))
-        return Sweep(words, folder, tuple(place for place in (folder, *folder.parents) if not place.exists()))
+        before = (folder / OF_HYDRA).read_bytes() if (folder / OF_HYDRA).exists() else None
+        return Sweep(words, folder, tuple(place for place in (folder, *folder.parents) if not place.exists()), before)
 
     @property
     def finished(self) -> list[str]:
@@ -70,22 +75,27 @@ class Sweep:
 
     def conclude(self) -> None:
         """After all jobs. UserError if some failed."""
-        failures = self.settle()
+        failures, others = self.settle()
         if failures:
-            again = f"; {self.go_on()}" if self.finished else ""
+            again = f"; {self.go_on()}" if self.finished and not others else ""
             raise UserError(f"{failures} of the sweep's jobs failed, see above{again}")
 
-    def settle(self) -> int:
-        """List the failures and count them; remove folders in which nothing was made."""
+    def settle(self) -> tuple[int, bool]:
+        """List the failures; their number, and whether the folder is another sweep's. Remove folders in which nothing was made."""
+        others = False
         files = sorted(self.folder.glob(f"*/{FAILED}"), key=lambda file: (len(file.parent.name), file.parent.name))
         for file in files:
-            log.info(f"failed: job {file.parent.name} {file.read_text(encoding='utf-8')}")
+            reason = file.read_text(encoding="utf-8")
+            log.info(f"failed: job {file.parent.name} {reason}")
+            others |= OF_ANOTHER_SWEEP in reason
             file.unlink()
+        if others and self.before is not None:
+            (self.folder / OF_HYDRA).write_bytes(self.before)
         for place in self.folder.glob("*"):
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         self.remove_if_unused()
-        return len(files)
+        return len(files), others
 
     def remove_if_unused(self) -> None:
         """Nothing is left of a sweep without a job that began."""
@@ -120,18 +130,18 @@ def note_failure(folder: Path, words: Sequence[str], failure: Exception) -> str:
     return reason
 
 
-def train_or_go_on(cfg: Mapping[str, Any], folder: Path, earlier: Sequence[str] = ()) -> "Run":
+def train_or_go_on(cfg: Mapping[str, Any], folder: Path, said: Sequence[str] = ()) -> "Run":
     """Train `cfg` in `folder`. If the folder holds this run already: what has finished is left as it is, what was interrupted goes on."""
     from mdcs.data.splits import listed
     from mdcs.train import resume, train
 
     (folder / FAILED).unlink(missing_ok=True)  # of a sweep that was killed
     if not (folder / "config.yaml").exists():
-        return train(cfg, folder, earlier)
+        return train(cfg, folder, said)
     before = config.read_yaml(folder / "config.yaml")
     differences = differing(cfg, before)
     if differences:
-        raise UserError(f"{folder} holds a run with other settings ({listed(differences, 3)}): choose another hydra.sweep.dir")
+        raise UserError(f"{folder} {OF_ANOTHER_SWEEP} ({listed(differences, 3)}): choose another hydra.sweep.dir")
     return resume(before, folder)
 
 

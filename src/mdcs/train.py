@@ -20,10 +20,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.flop_counter import FlopCounterMode
 
 import mdcs
-from mdcs.build import Run, build, git_commit, load
+from mdcs.build import Run, build, git_commit, load, make_schedule
 from mdcs.data.module import require_even_share
 from mdcs.errors import UserError
 from mdcs.evaluate import write_scores
+from mdcs.evaluation.comparison import choice_of
 from mdcs.evaluation.predictions import classes_to_json
 from mdcs.predict import predict_split
 from mdcs.report.results import results
@@ -43,24 +44,29 @@ RESUMABLE += ("data.num_workers",)
 NEEDS_QUOTES = re.compile('[,"\\r\\n]').search  # of a cell of a CSV file
 
 
-def train(cfg: Mapping[str, Any], folder: Path, earlier: Sequence[str] = ()) -> Run:
-    """Train from scratch into `folder`, which must be new or empty. `earlier` are lines for its run.log, said before it was there."""
+def train(cfg: Mapping[str, Any], folder: Path, said: Sequence[str] = ()) -> Run:
+    """Train from scratch into `folder`, which must be new or empty. `said`: lines on how `cfg` came about, before all others."""
     if getattr(rank_zero_only, "rank", 0) == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already: continue it with resume={folder}, or choose another folder with hydra.run.dir=...")
-    return fit(build(cfg), folder, earlier)
+    return fit(build(cfg), folder, said)
 
 
 def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     """Continue `folder` after its last finished epoch. A finished run is loaded and left as it is."""
+    make_schedule(cfg)  # refuses a wrong trainer.max_epochs
     rows = read_rows(folder)
     scored = json.loads((folder / "scores.json").read_text(encoding="utf-8")) if (folder / "scores.json").exists() else {}
     if rows and scored.get("epochs") == int(rows[-1]["epoch"]) >= cfg["trainer"]["max_epochs"]:
         log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
         return load(folder)
     last = folder / "checkpoints" / "last.ckpt"
-    if last.exists() and "optimizer_states" not in read_checkpoint(last):
+    checkpoint = read_checkpoint(last) if last.exists() else None
+    if checkpoint is not None and "optimizer_states" not in checkpoint:
         raise UserError(f"{folder} was imported, without an optimiser to go on with: train on in a new run with model.pretrained={folder}")
-    run = build(cfg, resumed=last.exists())
+    if checkpoint is not None and checkpoint["epoch"] >= cfg["trainer"]["max_epochs"]:
+        most = cfg["trainer"]["max_epochs"]
+        raise UserError(f"trainer.max_epochs={most}: {folder} has trained {checkpoint['epoch'] + 1} epochs, and cannot have fewer")
+    run = build(cfg, resumed=checkpoint is not None)
     subset = (folder / "subset.csv").read_bytes().decode() if (folder / "subset.csv").exists() else None
     if subset is not None and subset != (now := first_files(run)["subset.csv"]):
         before, after = subset.count("\n") - 1, now.count("\n") - 1
@@ -71,21 +77,22 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     return fit(run, folder)
 
 
-def fit(run: Run, folder: Path, earlier: Sequence[str] = ()) -> Run:
+def fit(run: Run, folder: Path, said: Sequence[str] = ()) -> Run:
     """Train `run` in `folder` from its last finished epoch to its last, then predict and evaluate.
 
-    With trainer.max_time it may end before that, without predictions; resuming goes on.
+    With trainer.max_time it may end before that, without predictions; resuming goes on. The lines of `said` come before the introduction,
+    and both after all mistakes, for which one line has to be enough.
     """
     with freed_memory_kept(), RunLogger(run.config, folder) as logger:
-        return fit_logged(run, folder, logger, earlier)
+        return fit_logged(run, folder, logger, said)
 
 
-def fit_logged(run: Run, folder: Path, logger: RunLogger, earlier: Sequence[str]) -> Run:
+def fit_logged(run: Run, folder: Path, logger: RunLogger, said: Sequence[str]) -> Run:
     """`fit`, telling `logger` of it."""
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     run.config["trainer"]["precision"] = resolved_trainer_arguments(run.config)["precision"]
     facts = static_facts(run)
-    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), introduction(run, facts), logger, earlier)
+    run_folder = RunFolder(folder, run.net.num_experts, first_files(run), [*said, *introduction(run, facts)], logger)
     trainer = make_trainer(run.config, run_folder, run.splits.val is not None)
     require_even_share(run.config["data"]["batch_size"], trainer.world_size, trainer.accumulate_grad_batches)
 
@@ -186,7 +193,7 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
         *(late if begins is not None and begins >= trainer["max_epochs"] else []),
         f"{facts['train_pictures']} training pictures of {len(run.classes)} classes ({int(counts.max())} to {int(counts.min())} a class; "
         f"{groups}), {others}",
-        f"{type(run.module.loss).__name__} ({run.module.loss.extra_repr()}) on "
+        f"{choice_of(run.config, 'loss')} ({run.module.loss.extra_repr()}) on "
         f"{type(run.net.backbone).__name__} with K = {run.net.num_experts}, "
         f"{facts['parameters']:,} parameters, {facts['macs_per_picture'] / 1e6:.1f} million multiply-adds a picture",
         f"views {', '.join(run.module.loss.views)}; up to epoch {trainer['max_epochs']} in {trainer['precision']}",

@@ -227,10 +227,18 @@ def _name(raw: str) -> str:
     return raw if PLAIN_NAME.fullmatch(raw) else posixpath.normpath(raw.replace("\\", "/")).lstrip("/")
 
 
+def _zip(root: Path) -> zipfile.ZipFile:
+    """Names without the mark of UTF-8 are UTF-8 nevertheless if they can be, as Info-ZIP writes them; otherwise as the format has it."""
+    try:
+        return zipfile.ZipFile(root, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(root)
+
+
 def _open_zip(root: Path) -> Archive:
     members: dict[str, tuple[int, ...]] = {}
     folders = set()
-    with zipfile.ZipFile(root) as archive:
+    with _zip(root) as archive:
         for info in archive.infolist():
             if info.is_dir() or info.filename.endswith("\\"):
                 folders.add(_name(info.filename))

@@ -161,6 +161,13 @@ def nearest(settings: Mapping[str, Any], component: str) -> tuple[str, dict[str,
     return min(candidates, key=lambda candidate: candidate[:2])[1:] if candidates else None
 
 
+def choice_of(config: Mapping[str, Any], component: str) -> str:
+    """What a run's `component` is called: the nearest YAML file, or its class where there is none."""
+    flat = flattened(config)
+    found = nearest(flat, component)
+    return found[0] if found else str(flat.get(f"{component}._target_")).rpartition(".")[2]
+
+
 @cache
 def choices(component: str) -> list[tuple[str, dict[str, Any]]]:
     """Name and own settings of each file of conf/`component`."""

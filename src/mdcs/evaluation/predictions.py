@@ -154,5 +154,8 @@ def classes_to_json(classes: Classes, counts_before_validation: tuple[int, ...],
 
 def classes_from_json(path: Path) -> Classes:
     """The classes a run was trained on."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Classes(tuple(content["names"]), torch.tensor(content["counts"]), content["many_above"], content["few_below"])
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Classes(tuple(content["names"]), torch.tensor(content["counts"]), content["many_above"], content["few_below"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): a run of the same words writes such a file") from error

@@ -18,6 +18,7 @@ from mdcs.config import read_yaml
 from mdcs.errors import UserError
 from mdcs.evaluation.calibration import CalibrationSums
 from mdcs.evaluation.combine import combine
+from mdcs.evaluation.comparison import choice_of
 from mdcs.evaluation.predictions import Predictions, classes_from_json
 from mdcs.evaluation.scores import worst_pairs
 from mdcs.types import Classes
@@ -209,6 +210,16 @@ def number(cell: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def read_all(folders: Sequence[Path]) -> dict[str, Contents]:
+    """Runs by name: that of the folder and, where their losses differ, that of the loss."""
+    contents = [read_contents(folder) for folder in folders]
+    losses = [choice_of(run.config, "loss") for run in contents]
+    names = run_names(folders)
+    if len(set(losses)) > 1:
+        names = [name if loss in name else f"{loss}, {name}" for loss, name in zip(losses, names, strict=True)]
+    return dict(zip(names, contents, strict=True))
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

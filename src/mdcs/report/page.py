@@ -11,10 +11,10 @@ from pathlib import Path
 import yaml
 
 from mdcs.data.splits import Pictures
-from mdcs.evaluation.comparison import flattened
+from mdcs.evaluation.comparison import choice_of, flattened
 from mdcs.report import sections
 from mdcs.report.class_table import class_table
-from mdcs.report.contents import Contents, read_contents, run_names
+from mdcs.report.contents import Contents, read_all
 from mdcs.report.thumbnails import thumbnails
 
 MOST_PICTURES = 24  # thumbnails on a page
@@ -25,7 +25,7 @@ def page(folders: Sequence[Path], pictures: Pictures | None = None) -> str:
 
     UserError names a folder that is no evaluated run.
     """
-    runs = {name: read_contents(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
+    runs = read_all(folders)
     first = next(iter(runs.values()))
     parts = {
         "summary": ("Summary", sections.summary(runs)),
@@ -42,7 +42,7 @@ def page(folders: Sequence[Path], pictures: Pictures | None = None) -> str:
     }
     halves = ("frequency", "experts", "calibration", "shift") if len(runs) == 1 else ()
     title = f"mdcs report: {', '.join(runs)}"
-    loss, data = (str((first.config.get(group) or {}).get("_target_", "")).rpartition(".")[2] for group in ("loss", "data"))
+    loss, data = (choice_of(first.config, group) for group in ("loss", "data"))
     line = f"{loss} with K = {first.num_experts}, {data}, {len(first.classes):,} classes, {first.provenance}"
     return document(title, line if len(runs) == 1 else f"{len(runs)} runs side by side", parts, halves)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdcs.report.contents import GROUPS, Contents, Row, read_contents, run_names
+from mdcs.report.contents import GROUPS, Contents, Row, read_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +189,7 @@ def save_figures(folders: Sequence[Path], place: Path) -> list[Path]:
 
     place.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figure] = {}
-    contents = {name: read_contents(folder) for name, folder in zip(run_names(folders), folders, strict=True)}
+    contents = read_all(folders)
     for name, run in contents.items():
         prefix = re.sub(r"[^\w.-]+", "_", name) + "-" if len(contents) > 1 else ""
         figures |= {prefix + kind: figure for kind, figure in figures_of(run, ANSWERS).items()}

@@ -57,12 +57,10 @@ class RunFolder(Checkpoint):
         first_files: Mapping[str, str],
         introduction: Sequence[str] = (),
         logger: "RunLogger | None" = None,
-        earlier: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.first_files = first_files  # name -> text, written before the first epoch
         self.introduction = introduction  # lines, said before it
-        self.earlier = earlier  # lines that were said already, for run.log
         self.logger = logger
         self.columns = columns(num_experts)
         self.seconds_before = self.cpu_seconds_before = 0.0
@@ -100,8 +98,6 @@ class RunFolder(Checkpoint):
             for name, text in self.first_files.items():
                 write_durably(self.folder / name, text)
             self.open()
-            for line in self.earlier:
-                log.debug(line)
             for line in self.introduction:
                 log.info(line)
             if trainer.world_size > 1:

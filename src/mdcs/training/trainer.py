@@ -22,6 +22,7 @@ REFUSED = {
     "limit_test_batches": "the test split is always scored whole",
     "limit_predict_batches": "the test split is always scored whole",
 }
+TIMES = ("weeks", "days", "hours", "minutes", "seconds")
 
 
 def resolved_trainer_arguments(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder, has_validation: 
     for name, reason in REFUSED.items():
         if arguments.get(name):
             raise UserError(f"trainer.{name} cannot be set: {reason}")
+    limit = arguments.get("max_time")
+    if isinstance(limit, Mapping) and (wrong := set(limit) - set(TIMES)):
+        raise UserError(f"trainer.max_time={dict(limit)}: {wrong.pop()} is not one of {', '.join(TIMES)}")
     precision = arguments["precision"]
     if str(cfg["optim"].get("_target_")).endswith(".SAM") and (
         arguments.get("accumulate_grad_batches", 1) != 1 or precision in ("16-mixed", "16")
