@@ -95,6 +95,14 @@ def test_views_made_for_several_steps_at_once_give_the_same_weights(
         assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("words", [["model=resnet8"], ["model=resnet10"]], ids=str)
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11's own
+def test_the_network_is_one_graph_for_the_compiler(words: list[str]) -> None:
+    net = built(*words).net.train()
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    torch.compile(net, backend="eager", fullgraph=True)(images)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")

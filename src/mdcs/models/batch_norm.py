@@ -42,9 +42,11 @@ class BatchNorm(nn.BatchNorm2d):
 
     def pixels_together(self, x: Tensor) -> int:
         """P for pictures (N, C, H, W); 1 = as in nn.BatchNorm2d."""
+        if torch.compiler.is_compiling():  # first, because the number of threads would break the compiled graph
+            return 1
         channels = x.shape[1]
         together = LINE // math.gcd(LINE, channels)
-        if together == 1 or not self.training or x.device.type != "cpu" or torch.get_num_threads() == 1 or torch.compiler.is_compiling():
+        if together == 1 or not self.training or x.device.type != "cpu" or torch.get_num_threads() == 1:
             return 1
         moves = self.momentum is not None and self.track_running_stats and self.weight.dtype in (torch.float32, torch.float64)
         fits = x.shape[3] % together == 0 and x.is_contiguous(memory_format=torch.channels_last)
