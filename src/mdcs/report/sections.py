@@ -24,8 +24,6 @@ PAIRWISE = {  # columns of the diversity table: heading, factor, decimals
     "recall_sd": ("s.d. of class recall, %", 100, 1),
     "oracle_gap": ("any expert right − ensemble, points", 100, 1),
 }
-
-
 SMALL_SHARES = ("difference of the experts in %", "pairs that disagree in %")  # curves whose axis ends where they do
 MEANING = {  # said below the training curves
     "loss": " Nats; the parts before their weights.",
@@ -212,9 +210,8 @@ def agnostic(runs: Runs) -> str:
         names = [short(row) for row in rows]
         said = "; ".join(f"{row['name']}: {percent(row.get('average'))}" for row in rows)
         title = f"Accuracy where classes are otherwise frequent{suffix}"
-        return legend({j: ANSWERS[name] for j, name in enumerate(known)}) + svg.categories(
-            f"{key}-agnostic", title, said, names, curves, lowest
-        )
+        drawn = svg.categories(f"{key}-agnostic", title, said, names, curves, lowest)
+        return legend({j: ANSWERS[name] for j, name in enumerate(known)}) + drawn
 
     def caption(run: Contents) -> str:
         names = [row["name"] for row in run.agnostic()]
