@@ -43,6 +43,9 @@ class Way(NamedTuple):
     channels_last: bool = False
     on_device: bool = False
 
+    def and_words(self, words: tuple[str, ...]) -> "Way":
+        return self._replace(words=(*self.words, *words))
+
 
 def now() -> float:
     """The clock, when the device has finished."""

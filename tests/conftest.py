@@ -1,6 +1,7 @@
 """What several test files share: the golden vectors, the threads the tests run on, a disk that is full."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is compared bit by bit is computed on the CPU, also where there is a GPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True, scope="session")

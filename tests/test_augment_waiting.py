@@ -105,14 +105,15 @@ def test_shapes_do_not_depend_on_values(pair: str) -> None:
     assert views.images.shape == (2, 12, *PAIRS[pair][2]) and views.targets.shape == (12, 10)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_gpu_never_waits_and_gives_the_same_pictures(pair: str) -> None:
     augment, on_gpu = augment_of(pair, 100), augment_of(pair, 100).cuda()
     batch = batch_of(PAIRS[pair][2], 100, "cuda")
     on_gpu(batch, VIEWS, 10, 1)  # the epoch's table is copied, and what is made once is made
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         got: Tensor = on_gpu(batch, VIEWS, 10, 1).images
     finally:
         torch.cuda.set_sync_debug_mode("default")

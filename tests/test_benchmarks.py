@@ -1,6 +1,7 @@
 """Every speed benchmark runs, and what it calls plain computes what mdcs computes."""
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -128,10 +129,31 @@ def test_gpu_ways_that_fail_leave_the_others_alone(benchmark, capsys: pytest.Cap
         turns.append("full")
         raise torch.OutOfMemoryError("no memory left")
 
-    found = gpu.take_turns({"good": lambda: lambda: 0.5, "full": lambda: full, "wrong": lambda: 1 / 0}, rounds=2, warm_up=True)
-    assert found.seconds["good"] == [0.5, 0.5] and turns == ["full"]
+    ways, told = {"good": lambda: lambda: 0.5, "full": lambda: full, "wrong": lambda: 1 / 0}, []
+    found = gpu.take_turns(ways, 2, True, math.inf, lambda found: told.append(len(found.seconds["good"])))
+    assert found.seconds["good"] == [0.5, 0.5] and turns == ["full"] and told == [1, 2]
     assert found.failed == {"full": "does not fit", "wrong": "failed: ZeroDivisionError"}
     assert "division by zero" in capsys.readouterr().err
+
+
+def test_gpu_turns_end_at_the_deadline_and_searches_for_algorithms_with_theirs(benchmark) -> None:
+    gpu, searched = benchmark("gpu"), []
+    assert gpu.take_turns({"late": lambda: lambda: 0.5}, 2, True, 0.0, print).seconds == {"late": []}
+
+    def search() -> float:
+        searched.append(torch.backends.cudnn.benchmark)
+        torch.backends.cudnn.benchmark = True  # as trainer.benchmark=true leaves it
+        return 0.5
+
+    gpu.take_turns({"one": lambda: search, "other": lambda: search}, 1, False, math.inf, print)
+    torch.backends.cudnn.benchmark = False
+    assert searched == [False, False]
+
+
+def test_compiled_gpu_ways_are_as_many_as_torch_compiles(benchmark) -> None:
+    gpu = benchmark("gpu")
+    for case in gpu.CASES.values():
+        assert sum("compile" in name for name in gpu.compiled_ways(case)) <= torch._dynamo.config.recompile_limit
 
 
 def test_gpu_results_are_kept_section_by_section(benchmark) -> None:

@@ -92,6 +92,11 @@ def test_help_of_a_verb_names_its_settings_and_its_examples_are_taken(verb: str)
         (["trainer.val_check_interval=100", "data.val_fraction=0.2"], "trainer.val_check_interval=100: an epoch has 8 steps"),
         (["trainer.logger=true"], "trainer.logger cannot be set: mdcs sets it itself"),
         (["trainer.overfit_batches=2"], "trainer.overfit_batches cannot be set"),
+        (
+            ["model.compile=max-autotune", "trainer.accumulate_grad_batches=2"],
+            "with trainer.accumulate_grad_batches: a CUDA graph",
+        ),
+        (["model=timm", "augment.downscale=1", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true with model=timm: "),
         (["checkpoint=best"], "checkpoint=best needs a validation split"),
         (["hydra.run.dir=a${b}"], "hydra.run.dir: "),
         (["=3"], "cannot read '=3': expected key=value"),

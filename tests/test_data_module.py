@@ -13,7 +13,7 @@ from mdcs.data.arrays import Digits
 from mdcs.data.crops import Crop
 from mdcs.data.decode import BadPicture
 from mdcs.data.files import Files
-from mdcs.data.module import LongTailData, PictureBatches, batches_at_once, require_even_share, resident
+from mdcs.data.module import Batches, LongTailData, PictureBatches, batches_at_once, require_even_share, resident
 from mdcs.data.order import EpochOrder, Request
 from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
@@ -126,6 +126,17 @@ def test_pictures_go_to_a_device_that_has_room_for_them(splits: Splits) -> None:
     batch = PictureBatches(there)[Request([3, 1], [3, 1], 0)]
     assert [value.device for value in batch if value is not None] == [device] * 5
     assert batch.images.shape == (1, 2, 3, 8, 8) and batch.meta is not None and batch.meta.shape == (2, 2)
+
+
+def test_only_what_goes_to_a_gpu_is_pinned(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinning makes the process a user of the GPU, which a run on the CPU need not be."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    batches, order = PictureBatches(splits.train), EpochOrder(len(splits.train.labels), 64)
+    assert not Batches(batches, order, 0).pin_memory
+    assert Batches(batches, order, 0, device=torch.device("cuda", 0)).pin_memory
+    there = splits.train._replace(labels=splits.train.labels.to("meta"))
+    assert not Batches(PictureBatches(there), order, 0, device=torch.device("cuda", 0)).pin_memory
+    assert not LongTailData(splits, batch_size=8).eval_loader("test").pin_memory
 
 
 def test_mistakes(splits: Splits) -> None:

@@ -82,6 +82,7 @@ def test_nothing_in_a_training_step_waits_for_the_device(loss: str, tmp_path: Pa
     assert sum(watch.steps[-1].launches.values()) > 100
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nothing_in_a_training_step_waits_for_the_gpu(tmp_path: Path) -> None:
     class Strict(Callback):

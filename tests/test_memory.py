@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mdcs.training import memory
-from mdcs.training.memory import freed_memory_kept, peak_mib
+from mdcs.training.memory import begin_on, freed_memory_kept, peak_mib
 
 # In a process of its own: what other tests have left free in the heap would serve these blocks without a page from the system.
 MEASURE = """
@@ -46,10 +46,21 @@ def test_the_peak_is_that_of_the_process_alone() -> None:
     """The counter of getrusage would begin with the parent's."""
     block = torch.ones(2**27)  # 512 MiB
     assert peak_mib() > 512
-    program = "import runpy, sys, types; sys.modules['torch'] = types.ModuleType('torch')\n"  # torch itself would take as much
+    program = "import runpy, sys, types; sys.modules['torch'] = types.SimpleNamespace(device=None)\n"  # torch itself would take as much
     program += "print(runpy.run_path(sys.argv[1])['peak_mib']())"
     done = subprocess.run([sys.executable, "-c", program, memory.__file__], capture_output=True, text=True, check=True)
     assert 1 < float(done.stdout) < 256 and len(block)
+
+
+def test_each_run_of_a_process_begins_on_a_free_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(memory.gc, "collect", lambda: done.append("collect"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", done.append)
+    begin_on(torch.device("cpu"))
+    assert not done
+    begin_on(torch.device("cuda", 1))
+    assert done == ["collect", "empty", torch.device("cuda", 1)]
 
 
 def test_an_error_passes_through() -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mdcs.errors import UserError
 from mdcs.training.checkpoint import RunFolder
 from mdcs.training.module import seed_generators, use_fused_step
 from mdcs.training.trainer import make_trainer
+from mdcs.types import Batch
 
 
 def built(*words: str) -> Run:
@@ -61,6 +63,27 @@ def test_half_precision_on_a_cpu_keeps_the_usual_update() -> None:
     assert optimiser.param_groups[0]["fused"] is None
 
 
+def test_a_fused_update_from_the_checkpoint_of_a_gpu_ends_where_it_would_be_wrong() -> None:
+    """Half precision on a CPU; loading an optimiser's state takes over the setting."""
+    module = built("trainer.precision=bf16-true").module
+    for dtype, fused in ((torch.float32, True), (torch.bfloat16, None)):
+        optimiser = module.optimiser(module.net.to(dtype))
+        groups = [group | {"fused": True} for group in optimiser.state_dict()["param_groups"]]
+        optimiser.load_state_dict({"state": {}, "param_groups": groups})
+        module._trainer = SimpleNamespace(optimizers=[optimiser])  # type: ignore[assignment]
+        module.on_train_start()
+        assert [group["fused"] for group in optimiser.param_groups] == [fused]
+
+
+def test_a_trained_module_lets_go_of_the_pictures(tmp_path: Path) -> None:
+    """They may lie on a GPU, and a notebook keeps its runs."""
+    run = mdcs.run(["trainer.max_epochs=1", "trainer.limit_train_batches=2", f"hydra.run.dir={tmp_path / 'run'}"])
+    augment = run.module.augment
+    assert run.module._trainer is None and augment._ahead is None and not augment._tables
+    again = augment(Batch(run.splits.train.images[None, :2], torch.zeros(2, dtype=torch.int64), torch.arange(2)), ("weak",), 10, 0)
+    assert again.images.shape[:2] == (1, 2) and augment._tables
+
+
 def test_an_unknown_compile_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"^model\.compile=fast: expected null, default, reduce-overhead or max-autotune$"):
         built("model.compile=fast")
@@ -106,12 +129,15 @@ def test_the_network_is_one_graph_for_the_compiler(words: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
-def test_the_compiled_network_trains_as_the_plain_one(tmp_path: Path) -> None:
+def test_the_compiled_network_trains_as_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs: the same file of weights by name and shape, and nearly the same numbers."""
     words = ["trainer.max_epochs=2", "model.num_experts=2", "model.width=[4,8,12]", "optim.lr=0.02"]
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     runs = [
         mdcs.run([*words, f"model.compile={mode}", f"hydra.run.dir={tmp_path / mode}"]).net.state_dict() for mode in ("null", "default")
     ]
+    assert resets == [1]
     assert list(runs[0]) == list(runs[1])
     for name, value in runs[0].items():
         torch.testing.assert_close(runs[1][name], value, rtol=0.02, atol=0.02, msg=name)

@@ -31,7 +31,7 @@ from mdcs.report.results import results
 from mdcs.reporting import write_report
 from mdcs.training.checkpoint import RunFolder, read_checkpoint, read_rows
 from mdcs.training.loggers import RunLogger
-from mdcs.training.memory import freed_memory_kept, peak_mib
+from mdcs.training.memory import begin_on, freed_memory_kept, peak_mib
 from mdcs.training.trainer import make_trainer, resolved_trainer_arguments
 
 log = logging.getLogger("mdcs")
@@ -98,6 +98,9 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, said: Sequence[str]) -
 
     last = folder / "checkpoints" / "last.ckpt"
     refuse_unkept_steps(trainer, run, facts["train_pictures"], last.exists())
+    begin_on(trainer.strategy.root_device)
+    if run.module.compiled is not None:
+        torch.compiler.reset()  # after some networks in one process torch trains the next ones uncompiled, without a word
     try:
         trainer.fit(run.module, datamodule=run.data(), ckpt_path=last if last.exists() else None, weights_only=True)
     except SIGTERMException:
@@ -109,6 +112,7 @@ def fit_logged(run: Run, folder: Path, logger: RunLogger, said: Sequence[str]) -
         raise KeyboardInterrupt from None
     except MisconfigurationException as refusal:
         raise UserError(f"trainer: {refusal}") from refusal
+    run.module.trainer = None  # whose loaders hold the pictures on the device
     spent = {"wall_seconds": round(run_folder.wall_seconds, 2), **hours(trainer, run_folder)}
 
     run.folder = folder = run_folder.folder

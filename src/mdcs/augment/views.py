@@ -72,6 +72,12 @@ class Augment(nn.Module):
         self._tables: dict[tuple[str, int, torch.device], Tensor] = {}  # of the current epoch only
         self._ahead: tuple[Batch, tuple[object, ...], tuple[Tensor, Tensor]] | None = None  # made of which pictures, with which arguments
 
+    def forget(self) -> None:
+        """Let go of what is kept for the next step: views that were made ahead, the epoch's random numbers."""
+        self._ahead = None
+        self._tables.clear()
+        self._epoch = None
+
     def check(self, views: tuple[str, ...]) -> None:
         """Raise if a loss asks for a view that there is no policy for."""
         for name in views:

@@ -14,6 +14,7 @@ from mdcs.data.splits import Pictures, Splits
 from mdcs.errors import UserError
 from mdcs.types import Batch, Part
 
+CPU = torch.device("cpu")
 SHARE_OF_DEVICE = 0.25  # of the free memory of a GPU, for the training pictures
 MOST_PIXELS = 128 * 224 * 224  # of a batch in evaluation: bounds the memory that its activations take
 # Of the batches that are loaded at once, so that their views are made at once: 512 and 2,048 pictures of 32 x 32. On a CPU more would not
@@ -58,12 +59,13 @@ class PictureBatches(Dataset[Batch]):
 class Batches(DataLoader[Batch]):
     """Loads what `order` asks for, in the main process or in workers that live as long as the loader.
 
-    `at_once`: so many batches are one gather, of which each batch is a `Part`; for pictures in memory, without workers.
+    `at_once`: so many batches are one gather, of which each batch is a `Part`; for pictures in memory, without workers. `device`: where
+    the batches will go.
     """
 
-    def __init__(self, batches: PictureBatches, order: EpochOrder, num_workers: int, at_once: int = 1) -> None:
+    def __init__(self, batches: PictureBatches, order: EpochOrder, num_workers: int, at_once: int = 1, device: torch.device = CPU) -> None:
         # batch_size=None: the order yields whole batches, so torch must not batch again
-        pin = torch.cuda.is_available() and batches.pictures.labels.device.type == "cpu"
+        pin = device.type == "cuda" and batches.pictures.labels.device.type == "cpu"
         super().__init__(
             batches, batch_size=None, sampler=order, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=pin
         )
@@ -173,7 +175,7 @@ class LongTailData(pl.LightningDataModule):
         micro = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         require_even_share(self.batch_size, world_size, micro)
         train, num_workers = self.splits.train, self.num_workers
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        device = self.device
         if device.type == "cuda":
             train = resident(train, device, torch.cuda.mem_get_info(device)[0])
             num_workers = num_workers if train is self.splits.train else 0
@@ -181,7 +183,7 @@ class LongTailData(pl.LightningDataModule):
         if self.trainer is not None:  # workers of a resumed run begin to load before Lightning calls set_epoch
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
         at_once = 1 if num_workers else batches_at_once(train, order.batch_size // world_size, device)
-        return Batches(PictureBatches(train, self.seed, self.num_views), order, num_workers, at_once)
+        return Batches(PictureBatches(train, self.seed, self.num_views), order, num_workers, at_once, device)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """This rank's share of the validation split, or an empty list.
@@ -197,7 +199,12 @@ class LongTailData(pl.LightningDataModule):
             there = ", ".join(splits)
             raise UserError(f"split={split}: this dataset has {there}" + ("; data.val_fraction=0.1 makes one" if split == "val" else ""))
         order = EpochOrder(len(pictures.labels), self.eval_batch_size * world_size, self.seed, rank, world_size, shuffle=False)
-        return Batches(PictureBatches(pictures), order, self.num_workers)
+        return Batches(PictureBatches(pictures), order, self.num_workers, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The Trainer's; the CPU without one."""
+        return CPU if self.trainer is None else self.trainer.strategy.root_device
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,6 +1,7 @@
 """Memory of the process: how the C library keeps what a step on the CPU gives back, and how much it was at most."""
 
 import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,14 @@ def freed_memory_kept() -> Iterator[None]:
         for option, value in USUALLY.items():
             set_option(option, value)
         give_back(0)
+
+
+def begin_on(device: torch.device) -> None:
+    """Free what earlier runs of this process have left on a GPU, and count its peak memory from now on."""
+    if device.type == "cuda":
+        gc.collect()  # a Trainer and its module refer to each other
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_mib() -> float:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -97,6 +97,11 @@ class LongTailModule(pl.LightningModule):
             use_fused_step(optimiser)
         return optimiser
 
+    def on_train_start(self) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            if half_on_cpu(group["params"]) and group.get("fused"):  # from the checkpoint of a GPU
+                group["fused"] = None
+
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
         if self.ema is not None:
@@ -153,7 +158,12 @@ class LongTailModule(pl.LightningModule):
         net = self.ema if self.ema is not None and self.ema_evaluate else self.net
         self.accuracy.update(net(images, batch.meta).logits, batch.labels)
 
+    def on_train_end(self) -> None:
+        self.augment.forget()
+
     def on_validation_epoch_start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the epoch's last steps are not of validation
         self.validation_started = time.perf_counter()
 
     def on_validation_epoch_end(self) -> None:
@@ -168,10 +178,14 @@ def use_fused_step(optimiser: Optimizer) -> None:
     Weights in half precision on a CPU keep the usual step: the one pass of torch 2.11 updates them wrongly.
     """
     for group in optimiser.param_groups:
-        if any(weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) for weight in group["params"]):
+        if half_on_cpu(group["params"]):
             continue
         if not any(group.get(name) for name in ("foreach", "differentiable", "maximize", "capturable")) and group["fused"] is None:
             group["fused"] = True
+
+
+def half_on_cpu(weights: Iterable[Tensor]) -> bool:
+    return any(weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

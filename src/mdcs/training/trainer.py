@@ -53,6 +53,16 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder, has_validation: 
             "optim: SAM takes both gradients of a step on the same pictures: trainer.accumulate_grad_batches must be 1, and "
             "trainer.precision not 16-mixed (bf16-mixed or 32-true)"
         )
+    compiled = cfg["model"].get("compile")
+    if compiled not in (None, "default") and arguments.get("accumulate_grad_batches", 1) != 1:
+        raise UserError(
+            f"model.compile={compiled} with trainer.accumulate_grad_batches: a CUDA graph writes the gradients of each micro-batch to the "
+            "same place; set model.compile=default"
+        )
+    if arguments.get("sync_batchnorm") and str(cfg["model"].get("_target_")).endswith(".Timm"):
+        raise UserError(
+            "trainer.sync_batchnorm=true with model=timm: Lightning would leave out the activations that are part of timm's batch norms"
+        )
     if cfg["optim"].get("ema_decay") is not None and precision in ("16-true", "bf16-true"):
         raise UserError(f"optim.ema_decay with trainer.precision={precision}: averages need full precision, use bf16-mixed")
     validates = has_validation and arguments.get("limit_val_batches", 1.0) != 0
