@@ -31,6 +31,17 @@ def test_diversity_of_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "three: K = 3 experts" in told and "a single expert has no diversity" in told and f"{100 * rows[0]['disagreement']:.1f}" in told
 
 
+def test_a_run_without_a_test_split_is_analysed_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "predictions" / "test").rename(folder / "predictions" / "val")
+    scores = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(scores | {"split": "val"}))
+    assert analyse([str(folder)])[0]["n"] == 120
+    assert "val split" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"has no predictions of a test split but of val, which split=val chooses; .* has that split$"):
+        analyse([str(folder)], split="test")
+
+
 def test_runs_in_folders_and_by_pattern_are_found_and_tables_are_csv_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (2, 10, 1):
         make_run(tmp_path / "sweep" / str(number), seed=number)

@@ -90,6 +90,11 @@ def test_help_of_a_verb_names_its_settings_and_its_examples_are_taken(verb: str)
         (["data=cifar100", "data.root="], "data.root= is empty: expected a path"),
         (["checkpoint=best", "data.val_fraction=0.2", "trainer.limit_val_batches=0"], "checkpoint=best, but no epoch would be validated"),
         (["trainer.val_check_interval=100", "data.val_fraction=0.2"], "trainer.val_check_interval=100: an epoch has 8 steps"),
+        (["trainer.max_time={minutes: -1}"], "trainer.max_time={'minutes': -1}: expected no negative times"),
+        (["optim.lr=nan"], "optim.lr=nan: expected a number"),
+        (["loss.lambdas=[inf,1,2]"], "loss.lambdas=[inf, 1, 2]: expected a list of numbers or null"),
+        (["~loss"], "loss is missing: every run needs one"),
+        (["data.batch_size=null"], "data.batch_size=null: expected a whole number"),
         (["trainer.logger=true"], "trainer.logger cannot be set: mdcs sets it itself"),
         (["trainer.overfit_batches=2"], "trainer.overfit_batches cannot be set"),
         (

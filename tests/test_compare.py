@@ -94,9 +94,9 @@ def test_one_run_each_has_no_spread_and_mcnemars_test(sweep: Path) -> None:
 
 def test_runs_are_named_in_any_way(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(sweep.parent)
-    by_folder = compare(["sweep"], "out")["methods"]
-    assert compare(["sweep/*"], "out")["methods"] == by_folder
-    assert compare([str(sweep / "[0-2]"), "sweep/3", "sweep/3", "sweep/4", "sweep/5"], "out")["methods"][1]["n"] == 3
+    by_folder = compare(["sweep"], "out", overwrite=True)["methods"]
+    assert compare(["sweep/*"], "out", overwrite=True)["methods"] == by_folder
+    assert compare([str(sweep / "[0-2]"), "sweep/3", "sweep/3", "sweep/4", "sweep/5"], "out", overwrite=True)["methods"][1]["n"] == 3
     assert compare(["sweep/3", "sweep/0"])["reference"] == "mdcs"
     assert [file.name for file in sorted((sweep.parent / "runs" / "comparisons").glob("*/compare.*"))] == [
         "compare.csv",
@@ -104,9 +104,9 @@ def test_runs_are_named_in_any_way(sweep: Path, monkeypatch: pytest.MonkeyPatch)
         "compare.tex",
     ]
     for reference in ("mdcs", "sweep/4", str(sweep / "5")):
-        assert compare(["sweep"], "out", reference=reference)["reference"] == "mdcs"
+        assert compare(["sweep"], "out", overwrite=True, reference=reference)["reference"] == "mdcs"
     odd = sweep.rename(sweep.parent / "a [1], ü=图")
-    assert len(compare([str(odd)], "out")["methods"]) == 2
+    assert len(compare([str(odd)], "out", overwrite=True)["methods"]) == 2
 
 
 def test_what_is_one_method(sweep: Path) -> None:
@@ -203,17 +203,19 @@ def test_mistakes_are_told_in_one_line(sweep: Path, monkeypatch: pytest.MonkeyPa
             compare(runs, "out")
         assert "\n" not in str(mistake.value) and not (sweep.parent / "out").exists()
     assert "sweep/2 has not finished and is left out" in compare(["sweep"], "out")["notes"]
+    with pytest.raises(UserError, match="output=out holds a comparison already: choose another folder, or set overwrite=true"):
+        compare(["sweep"], "out")
     with pytest.raises(UserError, match=r"reference=x: expected one of the compared runs, or a name in the table: ce \| mdcs"):
-        compare(["sweep"], "out", reference="x")
+        compare(["sweep"], "out", reference="x", overwrite=True)
     (sweep.parent / "file").write_text("")
-    with pytest.raises(UserError, match="output=file: cannot be written to"):
+    with pytest.raises(UserError, match="output=file: file is no folder; choose another place"):
         compare(["sweep"], "file")
     changed(sweep / "4", "scores.json", test_set_sha256="other")
     with pytest.raises(UserError, match="not scored on the same test set"):
-        compare(["sweep"], "out")
+        compare(["sweep"], "out", overwrite=True)
     (sweep / "4" / "scores.json").write_text("{")
     with pytest.raises(UserError, match=r"4/scores\.json cannot be read"):
-        compare(["sweep"], "out")
+        compare(["sweep"], "out", overwrite=True)
 
 
 def test_without_stored_predictions_there_is_no_test_over_pictures(sweep: Path) -> None:

@@ -149,7 +149,7 @@ def two_steps(run: Run) -> None:
 
 @pytest.mark.parametrize("key", ["data.batch_size", "data.num_workers", "model.num_experts", "trainer.max_epochs", "seed"])
 def test_true_is_no_number(key: str) -> None:
-    with pytest.raises(UserError, match=rf"^{key}=True: expected a whole number"):
+    with pytest.raises(UserError, match=rf"^{key}=true: expected a whole number"):
         build(config(f"{key}=true"))
 
 

@@ -222,7 +222,7 @@ def test_damaged_official_files(tmp_path: Path, content: bytes | None, message: 
 def test_other_archives_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "cifar-10-python.tar.gz"
     broken.write_bytes(b"\x1f\x8bnot really")
-    with pytest.raises(UserError, match="cannot be read as a tar archive"):
+    with pytest.raises(UserError, match="is no tar archive, or damaged"):
         Cifar(str(tmp_path), 10).splits()
     other = write_tar(tmp_path / "other.tar.gz", "x", {"readme": b"hello"})
     with pytest.raises(UserError, match="holds neither CIFAR-10 nor CIFAR-100"):

@@ -121,11 +121,25 @@ def test_settings_of_a_folder_hold(tmp_path: Path) -> None:
     assert Table(file=str(file), on_bad="skip").survey()[:2] == (32, 33)
 
 
+def test_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "answers.parquet").write_bytes(b"PAR1\x15\x00\x00")
+    with pytest.raises(UserError, match=r"answers\.parquet is no text: expected a table as text, such as CSV$"):
+        splits_of(tmp_path / "answers.parquet")
+    with pytest.raises(UserError, match=r"is a folder: expected a file$"):
+        splits_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (ROWS, "picture,name", r"expected a table with the columns path and label.*it has the columns picture, name, 33 rows"),
-        ([], "path,label", r"the columns path, label, 0 rows"),
+        (ROWS, "picture,name", r"expected a table with the columns path and label.*it has the columns picture, name, 33 further rows"),
+        ([(*row, "x") for row in ROWS], "path,label,label", r"2 columns are called label, expected one"),
+        (
+            [(ROWS[0][0], "a"), (ROWS[1][0], "b")],
+            "path,label",
+            r"every class has a single picture, so none can be set aside for validation",
+        ),
+        ([], "path,label", r"the columns path, label, 0 further rows"),
         ([*ROWS, ("x.png",)], "path,label", r"row 35 has 1 cells, the first row 2"),
         ([*ROWS, ("x.png", "")], "path,label", r"row 35 lacks its label"),
         ([*ROWS, ("", "x")], "path,label", r"row 35 lacks its path"),

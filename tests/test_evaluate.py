@@ -46,6 +46,8 @@ def test_scores_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 def test_post_hoc_logit_adjustment_has_its_own_file(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = evaluate(str(run.folder))
     capsys.readouterr()
+    with pytest.raises(UserError, match=r"^logit_adjustment=-1\.0: expected a number above 0"):
+        evaluate(str(run.folder), logit_adjustment=-1.0)
     adjusted = evaluate(str(run.folder), logit_adjustment=1.0)
     shown = capsys.readouterr().out
     assert f"scores: {run.folder / 'scores_test_adjusted_1.json'}" in shown and adjusted["checkpoint_epoch"] == before["checkpoint_epoch"]

@@ -37,6 +37,10 @@ def test_bootstrap_of_groups_and_ece() -> None:
     assert intervals["accuracy_many"] == pytest.approx(list(scipys.confidence_interval), abs=0.012)
     assert set(intervals) == {"accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "balanced_accuracy", "ece"}
     assert 0 < intervals["ece"][0] < intervals["ece"][1] < 0.2
+    calm_N = 0.5 * torch.ones(400)  # right in exactly half of the cases: every resample is calibrated worse
+    right_N = torch.arange(400) % 2 == 0
+    lower, upper = bootstrap_intervals(labels_N, right_N, calm_N, CLASSES)["ece"]
+    assert lower == 0 < upper < 0.04
     assert intervals == bootstrap_intervals(labels_N, hit_N, confidence_N, CLASSES)  # keyed
     without_few = labels_N < 3
     assert bootstrap_intervals(labels_N[without_few], hit_N[without_few], confidence_N[without_few], CLASSES)["accuracy_few"] is None

@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_nothing(format: str, folder: Path, tmp_path: Path) -
     [
         ({"format": "tflite"}, "format=tflite: expected one of torch, onnx, safetensors"),
         ({}, "^format: expected one of torch, onnx, safetensors, or an output that ends in .pt2"),
-        ({"output": "model.bin"}, "^format: expected one of"),
+        ({"output": "model.bin"}, "^output=model.bin: expected one of"),
         ({"format": "torch", "output": "model.onnx"}, "expected a file that ends in .pt2"),
         ({"format": "torch", "output": "nowhere/model.pt2"}, "there is no folder"),
         ({"format": "torch", "output": "there.pt2"}, "exists already: choose another name, or set overwrite=true"),

@@ -119,7 +119,6 @@ def test_views_made_for_several_steps_at_once_give_the_same_weights(
 
 
 @pytest.mark.parametrize("words", [["model=resnet8"], ["model=resnet10"]], ids=str)
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11's own
 def test_the_network_is_one_graph_for_the_compiler(words: list[str]) -> None:
     net = built(*words).net.train()
     images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -127,7 +126,6 @@ def test_the_network_is_one_graph_for_the_compiler(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 def test_the_compiled_network_trains_as_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs: the same file of weights by name and shape, and nearly the same numbers."""

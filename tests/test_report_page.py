@@ -16,6 +16,7 @@ from PIL import Image
 
 from mdcs.data.splits import Pictures
 from mdcs.errors import UserError
+from mdcs.evaluate import evaluate
 from mdcs.report.contents import read_contents
 from mdcs.report.page import page
 from mdcs.report.plots import figures_of
@@ -248,6 +249,9 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"run": str(folder), "output": str(tmp_path / "none" / "a.html")}, "there is no folder"),
         ({"run": str(folder), "output": str(tmp_path / "index.html")}, "is no report"),
         ({"run": str(tmp_path / "none")}, "not a run folder"),
+        ({"run": str(tmp_path / "index.html")}, "a file, not a run folder"),
+        ({"run": str(folder), "runs": [str(folder)]}, "give one of them"),
+        ({"run": str(folder), "figures": str(tmp_path / "index.html" / "plots")}, "index.html is no folder; choose another place"),
     ]:
         with pytest.raises(UserError, match=expected):
             report(**words)
@@ -256,12 +260,25 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mdcs report" in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["scores.json", "predictions/test/logits.npy", "predictions/test/labels.npy"])
+def test_a_damaged_run_is_one_line_and_evaluate_mends_its_scores(name: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "mine")
+    (folder / name).write_bytes((folder / name).read_bytes()[:20])
+    with pytest.raises(UserError, match=r"cannot be read|is damaged") as mistake:
+        report(run=str(folder))
+    assert "\n" not in str(mistake.value) and "mdcs evaluate run=" in str(mistake.value) and not (folder / "report.html").exists()
+    if name == "scores.json":
+        evaluate(str(folder))
+        report(run=str(folder))
+
+
 def test_a_sweep_side_by_side_is_called_by_its_losses(tmp_path: Path) -> None:
     ce = {"_target_": "mdcs.losses.prior.PriorAdjusted", "lambdas": 0.0, "views": ["weak", "strong"]}
     make_run(tmp_path / "sweep" / "0")
     make_run(tmp_path / "sweep" / "1", loss=ce)
     text = report(runs=[str(tmp_path / "sweep")], output=str(tmp_path / "both.html")).read_text(encoding="utf-8")
-    assert "<title>mdcs report: mdcs, sweep/0, ce, sweep/1</title>" in text
+    assert "<title>mdcs report: 2 runs side by side</title>" in text
+    assert "mdcs, sweep/0 · ce, sweep/1</p>" in text
     assert '<p class="dim">ce with K = 3, ' in page([tmp_path / "sweep" / "1"])
 
 

@@ -42,6 +42,15 @@ def test_nothing_is_left_of_a_sweep_of_mistakes(
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]
 
 
+def test_a_sweep_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert mdcs(monkeypatch, "train", "-m", "seed=0,1", *SHORT, "hydra.sweep.dir=file") == 2
+    error = capfd.readouterr().err
+    assert error == f"mdcs: hydra.sweep.dir={tmp_path / 'file'}: {tmp_path / 'file'} is no folder; choose another place\n"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_accident_in_one_job_is_listed_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from mdcs.analysis.diversity import diversity_of, linear_cka
 from mdcs.analysis.methods import by_method, seeds_of, varied
 from mdcs.config import read_yaml, runs_of
 from mdcs.errors import UserError
+from mdcs.evaluate import judged_by
 from mdcs.evaluation.predictions import Predictions, classes_from_json, read_features
 from mdcs.output import check_output, complete_or_absent
 from mdcs.report.contents import SPLITS
@@ -30,12 +31,14 @@ Rows = list[dict[str, Any]]
 def analyse(
     runs: Sequence[str],
     kind: Literal["diversity", "variance"] = "diversity",
-    split: Literal["train", "val", "test"] = "test",
+    split: Literal["train", "val", "test"] | None = None,
     output: str | None = None,
     figure: str | None = None,
     overwrite: bool = False,
 ) -> Rows:
     """Tables over `runs` (see `runs_of`), from their stored predictions of `split`; printed, and written to `output` (.csv or .json).
+
+    Without a `split` it is the one that the first run is judged by: test, or val where the dataset has no test split.
 
     `figure` (.png, .svg or .pdf; kind=variance) shows bias and variance of the ensembles.
 
@@ -55,6 +58,8 @@ def analyse(
     for folder in unfinished:
         Console().print(f"note: {folder} has not finished and is left out", highlight=False, soft_wrap=True, markup=False)
     folders = [run_folder(folder) for folder in found]
+    split = split or judged_by(folders[0])  # type: ignore[assignment]
+    assert split is not None
     rows = diversity_rows(folders, split) if kind == "diversity" else variance_rows(folders, split)
     if output is not None:
         with complete_or_absent(Path(output)) as part:
@@ -78,7 +83,10 @@ def stored_predictions(folder: Path, split: str) -> Predictions:
     """Refused with what to do where there are none."""
     place = folder / "predictions" / split
     if not place.exists():
-        raise UserError(f"{folder} has no predictions of its {split} split: `mdcs evaluate run={folder} split={split}` makes them")
+        there = [name for name in SPLITS if (folder / "predictions" / name).exists()]
+        others = f" but of {' and '.join(there)}, which split={there[0]} chooses" if there else ""
+        makes = f"`mdcs evaluate run={folder} split={split}` makes them if its dataset has that split"
+        raise UserError(f"{folder} has no predictions of a {split} split{others}; {makes}")
     return Predictions.read(place)
 
 

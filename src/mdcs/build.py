@@ -21,7 +21,7 @@ from mdcs.data.squares import Images, batches
 from mdcs.errors import UserError
 from mdcs.evaluation.combine import combine
 from mdcs.evaluation.predictions import classes_from_json
-from mdcs.instantiate import call, check_arguments, instantiate, resolve, suggestion
+from mdcs.instantiate import as_written, call, check_arguments, instantiate, resolve, suggestion
 from mdcs.models.expert_net import ExpertNet, parameter_groups
 from mdcs.models.pretrained import load_pretrained
 from mdcs.randomness import keyed_globals
@@ -197,22 +197,22 @@ def check_scalars(cfg: Mapping[str, Any]) -> None:
             raise UserError(f"{'.'.join([group, *missing[:1]])} is missing from the configuration")
     seed, checkpoint = cfg["seed"], cfg["checkpoint"]
     if type(seed) is not int or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed!r}: expected a whole number from 0 to {2**32 - 1}")
+        raise UserError(f"seed={as_written(seed)}: expected a whole number from 0 to {2**32 - 1}")
     if checkpoint not in ("last", "best"):
-        raise UserError(f"checkpoint={checkpoint!r}: expected last, or best (on validation)")
+        raise UserError(f"checkpoint={as_written(checkpoint)}: expected last, or best (on validation)")
     for key in ("batch_size", "num_workers"):
         if type(cfg["data"][key]) is not int:
-            raise UserError(f"data.{key}={cfg['data'][key]!r}: expected a whole number")
+            raise UserError(f"data.{key}={as_written(cfg['data'][key])}: expected a whole number")
     require_even_share(cfg["data"]["batch_size"], 1)
     if type(cfg["model"]["num_experts"]) is not int or cfg["model"]["num_experts"] < 1:
-        raise UserError(f"model.num_experts={cfg['model']['num_experts']!r}: expected a whole number from 1")
+        raise UserError(f"model.num_experts={as_written(cfg['model']['num_experts'])}: expected a whole number from 1")
 
 
 def make_schedule(cfg: Mapping[str, Any]) -> Schedule:
     """The learning-rate schedule from the `optim` keys that are not the optimiser's."""
     max_epochs = cfg["trainer"]["max_epochs"]
     if not isinstance(max_epochs, int) or isinstance(max_epochs, bool) or max_epochs < 1:
-        raise UserError(f"trainer.max_epochs={max_epochs!r}: expected a whole number from 1")
+        raise UserError(f"trainer.max_epochs={as_written(max_epochs)}: expected a whole number from 1")
     arguments = {key: cfg["optim"][key] for key in SCHEDULE_KEYS}
     check_arguments(Schedule, arguments, "optim", {"max_epochs": max_epochs})
     return Schedule(max_epochs, **arguments)
@@ -239,7 +239,7 @@ def make_optimiser(node: Mapping[str, Any]) -> Any:
     backbone_lr = node.get("backbone_lr")
     if backbone_lr is not None and (type(backbone_lr) not in (int, float) or backbone_lr < 0 or "lr" not in arguments):
         raise UserError(
-            f"optim.backbone_lr={backbone_lr!r}: expected a number from 0, beside optim.lr, which is then that of the classifiers"
+            f"optim.backbone_lr={as_written(backbone_lr)}: expected a number from 0, beside optim.lr, which is then that of the classifiers"
         )
 
     def optimiser(net: ExpertNet) -> Optimizer:

@@ -139,8 +139,7 @@ def train_config(cfg: dict[str, Any], folder: Path, said: Sequence[str], again: 
 
 def resume_words(folder: Path, words: list[str]) -> "Run":
     """`mdcs train resume=DIR`: the run's own configuration; only what does not change the result may be overridden."""
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"resume={folder}: not a run folder, it has no config.yaml")
+    config.require_run("resume", folder)
     cfg = config.read_yaml(folder / "config.yaml")
     from omegaconf import OmegaConf
 

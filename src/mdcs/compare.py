@@ -17,6 +17,7 @@ from mdcs.evaluation.comparison import FinishedRun, Method, grouped
 from mdcs.evaluation.paired import TESTED, chosen, fairness, require_one_test_set, tests
 from mdcs.evaluation.predictions import classes_from_json
 from mdcs.grid import Grid, drawn, latex, markdown
+from mdcs.output import check_folder
 
 METRICS = {"overall": "accuracy", "many": "accuracy_many", "medium": "accuracy_medium", "few": "accuracy_few", "ECE": "ece", "NLL": "nll"}
 
@@ -25,13 +26,18 @@ LONGEST_NAME = 80  # of a file, in letters
 log = logging.getLogger("mdcs")
 
 
-def compare(runs: list[str], output: str | None = None, reference: str | None = None) -> dict[str, Any]:
-    """Compare finished runs on the same test set; print the tables and write them to the folder `output`.
+def compare(runs: list[str], output: str | None = None, reference: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Compare finished runs on the same test set; print the tables and write them to the folder `output`, which may not hold others
+    unless `overwrite`.
 
     `runs` are run folders, folders that hold runs (a sweep), or patterns with * and ?; what a pattern or a folder finds unfinished is left
     out and said, what is named must be finished. Runs whose configurations differ only by seed are one method. Each method is tested
     against the one that `reference` names (see `chosen`), and what makes the comparison unfair is noted. Returns what the CSV holds.
     """
+    place = Path(output) if output else Path("runs/comparisons") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    check_folder("output", place)
+    if (place / "compare.csv").exists() and not overwrite:
+        raise UserError(f"output={place} holds a comparison already: choose another folder, or set overwrite=true")
     found, unfinished = runs_of([runs] if isinstance(runs, str) else runs)
     notes = [f"{folder} has not finished and is left out" for folder in unfinished]
     methods, left_out = grouped([FinishedRun.read(folder) for folder in found])
@@ -43,7 +49,6 @@ def compare(runs: list[str], output: str | None = None, reference: str | None = 
     notes += [f"{folder}/scores.json has no NLL; `mdcs evaluate run={folder}` adds it" for folder in older]
     grids = [scores_grid(methods), costs_grid(methods)] + ([tests_grid(tested, base)] if tested else [])
     rows = [figures(method, next((row for row in tested if row["method"] == method.name), None)) for method in methods]
-    place = Path(output) if output else Path("runs/comparisons") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     write(place, grids, notes, rows)
     plot(place, methods)
     for grid in grids:  # after the files, which a reader who closes the pipe early still gets

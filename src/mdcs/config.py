@@ -115,6 +115,8 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
         word = ambiguous.group(1)
         name, _, value = word.partition("=")
         return f"{word} has several values: -m trains a run for each; a list is written {name}=[{value}], one text with commas in quotes"
+    if absent := re.search(r"hydra\.runtime\.choices\.(\w+)", text):
+        return f"{absent.group(1)} is missing: every run needs one, such as the default"
     unknown = re.search(r"(?:Key '(\S+)' is not in struct|Could not override '([^']+)')", text)
     full_key = re.search(r"full_key: (\S+)", text)
     if unknown:
@@ -201,6 +203,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration: expected keys and values")
     return content
+
+
+def require_run(word: str, folder: Path) -> None:
+    """Refuse a `folder`, which `word` has named, that holds no run."""
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{word}={folder}: {'a file, not' if folder.is_file() else 'not'} a run folder, it has no config.yaml")
 
 
 def runs_of(patterns: Sequence[str]) -> tuple[list[Path], list[Path]]:

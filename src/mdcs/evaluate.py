@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mdcs.analysis.diversity import linear_cka
 from mdcs.build import LOADER_KEYS, Run, build, load
-from mdcs.config import absolute, read_yaml
+from mdcs.config import absolute, read_yaml, require_run
+from mdcs.data.splits import listed
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluation.agnostic import agnostic
@@ -63,8 +64,7 @@ def evaluate(
     read, too, N·K·D float32 numbers: with them the scores say how similar the experts' features are. `device` is for what is predicted.
     """
     folder, data = Path(run), {key: value for key, value in (data or {}).items() if key not in LOADER_KEYS}
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"run={run}: not a run folder, it has no config.yaml")
+    require_run("run", folder)
     cfg = read_yaml(folder / "config.yaml")
     split = split or judged_by(folder)
     if split not in ("train", "val", "test"):
@@ -75,6 +75,8 @@ def evaluate(
     name = split + ("" if used == cfg["checkpoint"] else f"_{used}") + ("_other_data" if data else "")
     place = folder / "predictions" / name
     facts: dict[str, Any] = {"data": data} if data else {}
+    if logit_adjustment < 0:
+        raise UserError(f"logit_adjustment={logit_adjustment}: expected a number above 0, such as 1, or 0 for none")
     for word, value in {"views": views, "features": features}.items():
         if value not in (True, False):
             raise UserError(f"{word}={value}: expected true or false")
@@ -109,8 +111,20 @@ def evaluate(
 def epoch_of(folder: Path, name: str) -> int | None:
     """The epoch of the weights that made the predictions `name`; None if no scores say it."""
     file = folder / ("scores.json" if name == judged_by(folder) else f"scores_{name}.json")
-    known: int | None = json.loads(file.read_text(encoding="utf-8")).get("checkpoint_epoch") if file.exists() else None
+    known: int | None = scores_there(file).get("checkpoint_epoch")
     return known
+
+
+def scores_there(file: Path) -> dict[str, Any]:
+    """The content of a scores file; {} where there is none, or a damaged one, which is about to be replaced."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError:
+        log.info(f"{file} was damaged: what it said of training is lost")
+        file.unlink()
+        return {}
+    assert isinstance(content, dict)
+    return content
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
@@ -123,14 +137,17 @@ def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Ma
     changed = {key: absolute(value) if key == "root" else value for key, value in data.items()}
     run = build({**cfg, "data": {**cfg["data"], "cache": None, **changed}}, classes_from_json(folder / "classes.json"))
     if run.splits.classes.names != run.classes.names:
-        raise UserError(f"data: the classes differ from those of {folder}, which was trained on {', '.join(run.classes.names[:5])} ...")
+        own, other = (set(names) for names in (run.classes.names, run.splits.classes.names))
+        only = {"it lacks": sorted(own - other), "it has besides": sorted(other - own)}
+        words = "; ".join(f"{what} {listed(names, 5)}" for what, names in only.items() if names) or "their order differs"
+        raise UserError(f"data: the classes differ from those that {folder} was trained on: {words}")
     return run.load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
 
 
 def judged_by(folder: Path) -> str:
     """The split of the run's own scores.json: test, or val where the dataset has no test split."""
-    if (folder / "scores.json").exists():
-        return str(json.loads((folder / "scores.json").read_text(encoding="utf-8"))["split"])
+    if split := scores_there(folder / "scores.json").get("split"):
+        return str(split)
     has = [split for split in ("test", "val") if (folder / "predictions" / split).exists()]
     return has[0] if has else "test"
 
@@ -159,7 +176,7 @@ def write_scores(
         values["agnostic"] = {"implied_prior": implied, "class_order": "training pictures", "sets": sets}
     main, own_name = folder / "scores.json", judged_by(folder)
     place = main if name == own_name else folder / f"scores_{name}.json"
-    known, own = (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {} for file in (main, place))
+    known, own = scores_there(main), scores_there(place)
     measured = own | (known if name == own_name else {key: known[key] for key in OF_THE_MODEL if key in known})
     kept = {key: value for key, value in measured.items() if key not in values and key not in ("split", "checkpoint")}
     known_epoch = {} if epoch is None else {"checkpoint_epoch": epoch}

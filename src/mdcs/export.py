@@ -89,7 +89,7 @@ def export(run: str, format: str | None = None, output: str | None = None, check
     if format is None and output is not None:
         format = {suffix: name for name, suffix in SUFFIXES.items()}.get(Path(output).suffix.lower())
     if format not in SUFFIXES:
-        given = "format" if format is None else f"format={format}"
+        given = f"format={format}" if format else f"output={output}" if output else "format"
         raise UserError(f"{given}: expected one of {', '.join(SUFFIXES)}, or an output that ends in {', '.join(SUFFIXES.values())}")
     if missing := [package for package in PACKAGES[format] if importlib.util.find_spec(package) is None]:
         raise UserError(f"format={format} needs what is not installed: `pip install {' '.join(missing)}`, or choose another format")

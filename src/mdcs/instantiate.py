@@ -6,6 +6,7 @@ A name that begins with an allowed package proves nothing (`torch.os.system` doe
 import difflib
 import importlib
 import inspect
+import math
 import sys
 import types
 import typing
@@ -95,8 +96,13 @@ def check_arguments(
         if name not in settable and not open_ended:
             raise UserError(f"{where}.{name} is not a setting of {function.__name__}{suggestion(name, settable)}")
         if not (isinstance(value, Mapping) and "_target_" in value) and not fits(value, hints.get(name, Any)):
-            raise UserError(f"{where}.{name}={value!r}: expected {described(hints[name])}")
+            raise UserError(f"{where}.{name}={as_written(value)}: expected {described(hints[name])}")
     return hints
+
+
+def as_written(value: Any) -> str:
+    """A plain value as in YAML, where that is not as in Python."""
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -117,7 +123,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in args)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
@@ -127,12 +133,20 @@ def fits(value: Any, annotation: Any) -> bool:
     return not isinstance(annotation, type) or isinstance(value, annotation)
 
 
+def flat(options: Sequence[Any]) -> list[Any]:
+    """The members of a union, those of unions in it, too."""
+    return [inner for of in options for inner in (flat(get_args(of)) if get_origin(of) in (Union, types.UnionType) else [of])]
+
+
 def described(annotation: Any) -> str:
     """`annotation` in words, for messages."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        sayable = [option for option in args if option in NAMES or get_origin(option)]
-        return " or ".join(dict.fromkeys(described(option) for option in sayable))
+        options = flat(args)
+        values = list(dict.fromkeys(str(value) for option in options if get_origin(option) is Literal for value in get_args(option)))
+        words = [described(option) for option in options if option in NAMES or (get_origin(option) and get_origin(option) is not Literal)]
+        words += [f"one of {', '.join(values)}" if len(values) > 1 else values[0]] if values else []
+        return " or ".join(dict.fromkeys(sorted(words, key="null".__eq__)))  # null last
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if isinstance(origin, type) and issubclass(origin, Sequence):

@@ -1,4 +1,4 @@
-"""The file that a verb is asked to write: refused before any work, and complete or absent after it."""
+"""The file or folder that a verb is asked to write: refused before any work; a file is complete or absent after it."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,15 @@ def check_output(output: Path, suffixes: Sequence[str], overwrite: bool) -> None
         raise UserError(f"output={output} exists already: choose another name, or set overwrite=true")
     if not os.access(output.parent, os.W_OK):
         raise UserError(f"output={output}: the folder {output.parent} may not be written to; choose another one")
+
+
+def check_folder(word: str, folder: Path) -> None:
+    """Refuse a `folder`, which `word` has named, that cannot be made or written to."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{word}={folder}: {there} is no folder; choose another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{word}={folder}: the folder {there} may not be written to; choose another place")
 
 
 def numbered(output: Path) -> Path:

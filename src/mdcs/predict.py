@@ -240,7 +240,8 @@ def predict(
 
 def not_among(names: Sequence[str], files: Sequence[str]) -> list[str]:
     """A sentence on class folders that the run does not know: folders beside others that are called as its classes."""
-    folders = {os.path.basename(os.path.dirname(file)) for file in files} - {""}
+    above = {tuple(part for part in file.split("/")[:-1] if part) for file in files} - {()}
+    folders = {next((part for part in parts if part in names), parts[-1]) for parts in above}
     unknown = sorted(folders.difference(names))
     if not unknown or len(unknown) == len(folders):
         return []

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mdcs.config import runs_of
+from mdcs.config import require_run, runs_of
 from mdcs.data.splits import Pictures
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
+from mdcs.output import check_folder
 from mdcs.report.page import page
 
 MARK = 'content="mdcs report"'
@@ -37,12 +38,16 @@ def report(
     """
     if not run and not runs:
         raise UserError("give run=DIR, or runs=[A,B,...]")
-    if run and not (Path(run) / "config.yaml").exists():
-        raise UserError(f"run={run}: not a run folder, it has no config.yaml")
-    found, unfinished = runs_of(([run] if run else []) + list(runs))
+    if run and runs:
+        raise UserError(f"run={run} and runs=[{', '.join(runs)}]: give one of them; runs=[...] shows several side by side")
+    if run:
+        require_run("run", Path(run))
+    found, unfinished = runs_of([run] if run else runs)
     folders = [folder.resolve() for folder in found]
     place = Path(output) if output else (folders[0] if len(folders) == 1 else Path.cwd()) / "report.html"
     check_place(place, overwrite)
+    if figures:
+        check_folder("figures", Path(figures))
     text = page(folders)
     try:
         write_durably(place, text)

@@ -27,6 +27,7 @@ from mdcs.build import Run, build
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluate import screen
+from mdcs.evaluation.predictions import read_scores
 from mdcs.proposals import distributions, examples, in_words, proposed, words_of
 from mdcs.recipe import composed
 from mdcs.sweep import refuse_ranks_in_a_sweep
@@ -234,7 +235,7 @@ def value_of(folder: Path, metric: str) -> float:
     """The figure of a finished trial; UserError if it has none."""
     if not (folder / "scores.json").exists():
         raise UserError("it ended before its last epoch")
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = read_scores(folder)
     if scores["split"] != "val":
         raise UserError(f"{folder} was trained on by hand and is judged by {scores['split']} now")
     if scores[metric] is None or not math.isfinite(scores[metric]):

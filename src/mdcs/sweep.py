@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdcs import config
 from mdcs.errors import UserError
+from mdcs.output import check_folder
 
 if TYPE_CHECKING:
     from mdcs.build import Run
@@ -59,6 +60,7 @@ class Sweep:
             words.append(f"hydra.sweep.dir={config.compose('train', []).hydra.sweep.dir}")
             settings["hydra.sweep.dir"] = words[-1].partition("=")[2]
         folder = Path(config.absolute(settings["hydra.sweep.dir"].strip("\"'")))
+        check_folder("hydra.sweep.dir", folder)
         before = (folder / OF_HYDRA).read_bytes() if (folder / OF_HYDRA).exists() else None
         return Sweep(words, folder, tuple(place for place in (folder, *folder.parents) if not place.exists()), before)
 

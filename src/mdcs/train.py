@@ -1,6 +1,5 @@
 """Fit, predict on the test split, evaluate: from a configuration to a run folder, new or resumed."""
 
-import json
 import logging
 import platform
 import re
@@ -22,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import mdcs
 from mdcs.build import Run, build, git_commit, load, make_schedule
 from mdcs.data.module import require_even_share
+from mdcs.data.splits import several
 from mdcs.errors import UserError
 from mdcs.evaluate import write_scores
 from mdcs.evaluation.comparison import choice_of
-from mdcs.evaluation.predictions import classes_to_json
+from mdcs.evaluation.predictions import classes_to_json, read_scores
 from mdcs.predict import predict_split
 from mdcs.report.results import results
 from mdcs.reporting import write_report
@@ -47,7 +47,8 @@ NEEDS_QUOTES = re.compile('[,"\\r\\n]').search  # of a cell of a CSV file
 def train(cfg: Mapping[str, Any], folder: Path, said: Sequence[str] = ()) -> Run:
     """Train from scratch into `folder`, which must be new or empty. `said`: lines on how `cfg` came about, before all others."""
     if getattr(rank_zero_only, "rank", 0) == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already: continue it with resume={folder}, or choose another folder with hydra.run.dir=...")
+        going_on = f"continue it with resume={folder}, or " if (folder / "config.yaml").exists() else ""
+        raise UserError(f"{folder} exists already: {going_on}choose another folder with hydra.run.dir=...")
     return fit(build(cfg), folder, said)
 
 
@@ -55,16 +56,17 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     """Continue `folder` after its last finished epoch. A finished run is loaded and left as it is."""
     make_schedule(cfg)  # refuses a wrong trainer.max_epochs
     rows = read_rows(folder)
-    scored = json.loads((folder / "scores.json").read_text(encoding="utf-8")) if (folder / "scores.json").exists() else {}
-    if rows and scored.get("epochs") == int(rows[-1]["epoch"]) >= cfg["trainer"]["max_epochs"]:
+    scored, most = read_scores(folder) if (folder / "scores.json").exists() else {}, cfg["trainer"]["max_epochs"]
+    if rows and most < int(rows[-1]["epoch"]):
+        raise UserError(f"trainer.max_epochs={most}: {folder} has trained {rows[-1]['epoch']} epochs, and cannot have fewer")
+    if rows and scored.get("epochs") == int(rows[-1]["epoch"]) == most:
         log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
         return load(folder)
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = read_checkpoint(last) if last.exists() else None
     if checkpoint is not None and "optimizer_states" not in checkpoint:
         raise UserError(f"{folder} was imported, without an optimiser to go on with: train on in a new run with model.pretrained={folder}")
-    if checkpoint is not None and checkpoint["epoch"] >= cfg["trainer"]["max_epochs"]:
-        most = cfg["trainer"]["max_epochs"]
+    if checkpoint is not None and checkpoint["epoch"] >= most:
         raise UserError(f"trainer.max_epochs={most}: {folder} has trained {checkpoint['epoch'] + 1} epochs, and cannot have fewer")
     run = build(cfg, resumed=checkpoint is not None)
     subset = (folder / "subset.csv").read_bytes().decode() if (folder / "subset.csv").exists() else None
@@ -191,7 +193,7 @@ def introduction(run: Run, facts: Mapping[str, Any]) -> list[str]:
     words = {"val": "validation", "test": "test"}
     begins = getattr(run.module.loss, "reweight_epoch", None)
     late = [f"note: loss.reweight_epoch={begins} is not reached by trainer.max_epochs={trainer['max_epochs']}"]
-    others = ", ".join(f"{len(part.labels)} {words[name]} pictures" for name, part in run.splits.named().items() if name in words)
+    others = ", ".join(several(len(part.labels), f"{words[name]} picture") for name, part in run.splits.named().items() if name in words)
     return [
         *(f"note: {note}" for note in (*run.splits.notes, *run.notes)),
         *(late if begins is not None and begins >= trainer["max_epochs"] else []),

@@ -85,9 +85,9 @@ class DiversitySums:
         return overall | {"groups": {name: self._of_group(g) for g, name in enumerate(self.classes.groups, 1)}}
 
     def best_experts(self) -> list[list[int]]:
-        """For each class the experts, counted from 1, with the highest recall: several in a tie, none for a class without pictures."""
+        """For each class the experts, counted from 1, with the highest recall: several in a tie, none where none is right."""
         of_experts_CK = self.hits_CJ[:, 1:-1]
-        best_CK = (of_experts_CK == of_experts_CK.amax(1, keepdim=True)) & (self.support_C[:, None] > 0)
+        best_CK = (of_experts_CK == of_experts_CK.amax(1, keepdim=True)) & (of_experts_CK > 0)
         return [(row.nonzero()[:, 0] + 1).tolist() for row in best_CK]
 
     def _pairwise(self, g: int) -> dict[str, float | None]:

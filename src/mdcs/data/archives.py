@@ -74,7 +74,7 @@ def read_archive(path: Path) -> Source:
                 if name in wanted and (content := archive.extractfile(member)) is not None:
                     files[name] = content.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as a tar archive ({error}): fetch it again") from error
+        raise UserError(f"{path} is no tar archive, or damaged: fetch it again") from error
     layout = next((layout for layout in LAYOUTS.values() if layout.meta in files), None)
     if layout is None:
         raise UserError(f"{path} holds neither CIFAR-10 nor CIFAR-100: expected a file batches.meta or meta in it")

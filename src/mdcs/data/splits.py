@@ -151,7 +151,10 @@ def long_tailed_splits(
             sizes = [f"{tuple(of.images.shape[2:])} for {of.paths[0]}" for of in (train, part)]
             raise UserError(f"pictures of different size (height, width): {sizes[0]} and {sizes[1]}; all must have one size")
     if val is None and test is None:
-        raise UserError("there is neither a test nor a validation split, so nothing to judge the run by: set data.val_fraction=0.1")
+        remedy = "every class has a single picture, so none can be set aside for validation: add pictures" if val_fraction else ""
+        raise UserError(
+            f"there is neither a test nor a validation split, so nothing to judge the run by: {remedy or 'set data.val_fraction=0.1'}"
+        )
     notes = source.notes
     if carved_from := [name for name, count in zip(source.names, counts, strict=True) if count == 1] if len(carved) else []:
         notes += (f"{having(carved_from)} a single training picture, so none in the validation split",)

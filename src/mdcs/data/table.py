@@ -43,8 +43,10 @@ class Table(Folder):
         header, *rows = rows_of(read_text(file), known) or [[]]
         header = [name.lower() for name in header]
         place = {column: next((header.index(name) for name in names if name in header), -1) for column, names in COLUMNS.items()}
+        if twice := [name for name in known if header.count(name) > 1]:
+            raise UserError(f"{file}: {header.count(twice[0])} columns are called {twice[0]}, expected one")
         if place["path"] < 0 or place["label"] < 0 or not rows:
-            found = f"the columns {', '.join(header)}, {len(rows)} rows" if header else "nothing"
+            found = f"the columns {', '.join(header)}, {several(len(rows), 'further row')}" if header else "nothing"
             raise UserError(f"{file}: expected a table with the columns path and label, and split if wanted, but it has {found}")
         for number, row in enumerate(rows, start=2):
             if len(row) != len(header):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mdcs.errors import UserError
 
+LOOKED_AT = 2**16  # bytes, for one that no text has
 PATH_COLUMNS = ("path", "file", "filename", "image")  # names of the column that says where pictures are
 
 
@@ -15,9 +16,12 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        what = "is a folder: expected a file" if path.is_dir() else f"cannot be read ({error.strerror or error})"
+        raise UserError(f"{path} {what}") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16", "replace")
+    if b"\0" in content[:LOOKED_AT]:
+        raise UserError(f"{path} is no text: expected a table as text, such as CSV")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mdcs.config import conf_dir, read_yaml
 from mdcs.errors import UserError
-from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.evaluation.predictions import Predictions, classes_from_json, read_scores
 
 SEEDS = ("seed", "data.subset_seed")
 # Where and on what a run was trained; it is meant not to change the result. (Precision may, and stays.)
@@ -40,13 +40,7 @@ class FinishedRun:
             raise UserError(f"runs: {folder} is not a run folder, it has no config.yaml")
         if not (folder / "scores.json").exists():
             raise UserError(f"runs: {folder} has no scores.json, so it has not finished: `mdcs train resume={folder}` goes on")
-        try:
-            scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-        except ValueError as damage:
-            raise UserError(
-                f"runs: {folder}/scores.json cannot be read ({damage}); `mdcs evaluate run={folder}` writes it again"
-            ) from damage
-        return FinishedRun(folder, read_yaml(folder / "config.yaml"), scores)
+        return FinishedRun(folder, read_yaml(folder / "config.yaml"), read_scores(folder))
 
     @property
     def seeds(self) -> tuple[Any, Any]:

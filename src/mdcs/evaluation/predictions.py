@@ -36,9 +36,14 @@ class Predictions(NamedTuple):
         """What `write_shard` and `merge_shards` left in `folder`."""
         if not (folder / "logits.npy").exists():
             raise UserError(f"{folder}: no stored predictions there")
-        paths = (folder / "paths.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        labels, index = np.load(folder / "labels.npy"), np.load(folder / "index.npy")
-        return Predictions(np.load(folder / "logits.npy", mmap_mode="r"), labels, index, paths)
+        try:
+            paths = (folder / "paths.txt").read_text(encoding="utf-8").split("\n")[:-1]
+            labels, index = np.load(folder / "labels.npy"), np.load(folder / "index.npy")
+            return Predictions(np.load(folder / "logits.npy", mmap_mode="r"), labels, index, paths)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{folder} is damaged ({error}): `mdcs evaluate run=... checkpoint=last` with its split writes such files again"
+            ) from error
 
     def chunks(self, classes: Classes, offset_C: torch.Tensor | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
         """Which pictures, and their logits (n, K, C) in float32, a few at a time; classes without training pictures at UNTRAINED.
@@ -62,6 +67,16 @@ class Predictions(NamedTuple):
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
         digest.update("".join(f"{path}\n" for path in self.paths).encode())
         return digest.hexdigest()
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """scores.json of the run in `folder`."""
+    try:
+        content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    except ValueError as damage:
+        raise UserError(f"{folder}/scores.json cannot be read ({damage}); `mdcs evaluate run={folder}` writes it again") from damage
+    assert isinstance(content, dict)
+    return content
 
 
 def read_views(folder: Path) -> NDArray[Any] | None:

@@ -23,8 +23,8 @@ def bootstrap_intervals(
     """95 % percentile intervals over pictures of accuracy, accuracy_many ..., balanced_accuracy and ece: [lower, upper], or None.
 
     Each resample draws N pictures with replacement, under a key of its own, so the intervals are the same in every call. A class that a
-    resample misses does not count in it. They say how far another test set of this size may lie, not another training. ECE is at
-    least 0 and grows under resampling: its interval lies somewhat high.
+    resample misses does not count in it. They say how far another test set of this size may lie, not another training. ECE grows under
+    resampling, which adds chance to each bin: its resamples are moved so that their mean is the ECE itself (0 at least).
     """
     labels, hits, num_pictures = labels_N.numpy(), hit_N.numpy().astype(np.float64), len(labels_N)
     groups = {"balanced_accuracy": np.ones(len(classes), dtype=bool)}
@@ -45,6 +45,8 @@ def bootstrap_intervals(
             if seen_C.any():
                 drawn[name].append(float(recall_C[seen_C].mean()))
         drawn["ece"].append(float(np.abs(np.bincount(bins, times_N * gaps, NUM_BINS)).sum()) / num_pictures)
+    ece = float(np.abs(np.bincount(bins, gaps, NUM_BINS)).sum()) / num_pictures
+    drawn["ece"] = np.maximum(np.array(drawn["ece"]) + ece - np.mean(drawn["ece"]), 0).tolist()
     return {name: percentiles(np.array(values)) if values else None for name, values in drawn.items()}
 
 

@@ -137,7 +137,8 @@ def read_published(path: str | Path) -> tuple[dict[str, Tensor], int | None]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; give a published checkpoint, for example checkpoint-epoch400.pth")
+        what = "a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"{path}: {what}; give a published checkpoint, for example checkpoint-epoch400.pth")
     state, content = read_file(path)
     epoch = content.get("epoch")
     return state, epoch if type(epoch) is int and epoch > 0 else None

@@ -39,7 +39,7 @@ def class_data(runs: Mapping[str, Contents]) -> dict[str, Any]:
             columns.append({"title": f"{answerer}, %", "short": short, "values": hits_C.tolist(), "of": of})
         shown.append({"columns": list(own), "dots": dots(run)})
     if len(runs) == 1 and first.num_experts > 1:
-        best = [" = ".join(map(str, experts)) or "n/a" for experts in first.diversity.best_experts()]
+        best = [" = ".join(map(str, experts)) or "none" for experts in first.diversity.best_experts()]
         columns.append({"title": "best expert", "values": best, "text": True})
     return {"columns": columns, "runs": shown}
 

@@ -1,7 +1,6 @@
 """What a report says about one run, read from its folder: numbers for each picture, and tables that figures are drawn from."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from mdcs.errors import UserError
 from mdcs.evaluation.calibration import CalibrationSums
 from mdcs.evaluation.combine import combine
 from mdcs.evaluation.comparison import choice_of
-from mdcs.evaluation.predictions import Predictions, classes_from_json
+from mdcs.evaluation.predictions import Predictions, classes_from_json, read_scores
 from mdcs.evaluation.scores import worst_pairs
 from mdcs.types import Classes
 
@@ -178,7 +177,7 @@ def read_contents(folder: Path) -> Contents:
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}: {remedy}")
     classes = classes_from_json(folder / "classes.json")
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = read_scores(folder)
     predictions = Predictions.read(folder / "predictions" / scores["split"])
     num_pictures, num_experts, _ = predictions.logits.shape
     answers_NJ = np.empty((num_pictures, num_experts + 1), dtype=np.int64)

@@ -41,10 +41,10 @@ def page(folders: Sequence[Path], pictures: Pictures | None = None) -> str:
         "configuration": ("Configuration and cost", configuration(runs) + sections.cost(runs)),
     }
     halves = ("frequency", "experts", "calibration", "shift") if len(runs) == 1 else ()
-    title = f"mdcs report: {', '.join(runs)}"
+    title = f"mdcs report: {next(iter(runs)) if len(runs) == 1 else f'{len(runs)} runs side by side'}"
     loss, data = (choice_of(first.config, group) for group in ("loss", "data"))
     line = f"{loss} with K = {first.num_experts}, {data}, {len(first.classes):,} classes, {first.provenance}"
-    return document(title, line if len(runs) == 1 else f"{len(runs)} runs side by side", parts, halves)
+    return document(title, line if len(runs) == 1 else " · ".join(runs), parts, halves)
 
 
 def document(title: str, line: str, parts: Mapping[str, tuple[str, str]], halves: Sequence[str]) -> str:

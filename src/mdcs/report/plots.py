@@ -39,6 +39,8 @@ def new_figure(panels: int = 1) -> "tuple[Figure, list[Axes]]":
 
 def accuracy_by_frequency(rows: Sequence[Row], n: int, split: str = "test") -> "Figure":
     """Accuracy against training pictures, a dot a class; `rows` as of Contents.class_rows, `n` pictures of `split`."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, (ax,) = new_figure()
     shown = [row for row in rows if row["accuracy"] is not None and row["train_count"]]
     for number, group in enumerate(GROUPS, 1):
@@ -48,6 +50,9 @@ def accuracy_by_frequency(rows: Sequence[Row], n: int, split: str = "test") -> "
             style: dict[str, Any] = {"s": 28 if len(shown) < 200 else 8, "alpha": 0.75, "linewidths": 0, "clip_on": False}
             ax.scatter(x, y, label=f"{group} ({len(of_group)})", color=colour(number), **style)
     ax.set(xscale="log", xlabel="training pictures of the class", ylim=(-3, 103))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:,.12g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylabel(f"{split} accuracy in %, n = {n:,}")
     ax.legend(title="classes", frameon=False)
     return figure
@@ -75,7 +80,7 @@ def group_bars(values: Mapping[str, Sequence[Mapping[str, float | None]]], n: in
             style: dict[str, Any] = {"capsize": 2, "color": colour(number), "ecolor": "0.4", "label": name if g == 0 else None}
             ax.bar(x, float(np.mean(known)), 0.92 * width, yerr=spread, **style)
     runs_each = sorted({len(runs) for runs in values.values()})
-    over = f", mean ± s.d. of {' or '.join(map(str, runs_each))} runs" if runs_each[-1] > 1 else ""
+    over = f",\nmean ± s.d. of {' or '.join(map(str, runs_each))} runs" if runs_each[-1] > 1 else ""
     ax.set(xticks=range(len(keys)), xticklabels=list(keys), ylim=(0, 105), xlabel="classes")
     ax.set_ylabel(f"{split} accuracy in %, n = {n:,}{over}", fontsize=9)
     columns = max(1, min(4, 72 // (6 + max(map(len, values)))))  # long names in fewer columns, for which the figure grows
@@ -167,7 +172,7 @@ def bias_variance_bars(rows: Sequence[Row], of: str = "ensemble", statistics: Se
             xticks=range(len(groups)),
             xlabel=f"classes and test pictures, {of}",
         )
-        ax.set_ylabel(f"{statistic.replace('_', ' ')} in {unit}, 95 % interval over pictures", fontsize=9)
+        ax.set_ylabel(f"{statistic.replace('_', ' ')} in {unit},\n95 % interval over pictures", fontsize=9)
         ax.set_xticklabels([f"{group}\nn = {sizes[group]}" for group in groups])
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper center", fontsize=8)
     return figure

@@ -55,8 +55,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, 
 
 def legend(names: Mapping[int, str]) -> str:
     """Colours and what they stand for."""
-    swatch = '<svg viewBox="0 0 10 10" aria-hidden="true"><rect class="{}" width="10" height="10"/></svg>'
-    return '<ul class="legend">' + "".join(f"<li>{swatch.format(svg.series(j))}{escape(name)}</li>" for j, name in names.items()) + "</ul>"
+    swatch = '<li><svg viewBox="0 0 10 10" aria-hidden="true"><rect class="{}" width="10" height="10"/></svg>{}</li>'
+    return f'<ul class="legend">{"".join(swatch.format(svg.series(j), escape(name)) for j, name in names.items())}</ul>'
 
 
 def figures(runs: Runs, draw: Callable[[str, str, Contents], str], caption: Callable[[Contents], str]) -> str:
@@ -73,9 +73,8 @@ def summary(runs: Runs) -> str:
     heads = ["accuracy in %", "overall", *GROUPS, "balanced", "ECE"]
     parts = []
     for name, run in runs.items():
-        sizes = run.group_sizes()
+        sizes, rows = run.group_sizes(), []
         named = [*heads[:2], *(f"{group} ({sizes[group]} classes)" for group in GROUPS), *heads[5:]]
-        rows = []
         for row in run.measure_rows():
             cells = [percent(row[key]) for key in MEASURES]
             for i, key in enumerate(MEASURES):
@@ -84,11 +83,13 @@ def summary(runs: Runs) -> str:
                     cells[i] += f' <span class="ci">[{percent(bounds[0])}, {percent(bounds[1])}]</span>'
             rows.append([row["of"], *cells])
         words = "In brackets 95 % bootstrap intervals over pictures. " if run.scores.get("ci") else ""
-        caption = f"{run.provenance}. {words}A group's accuracy is the mean over its classes. ECE: calibration error, 15 bins."
+        seen, absent = f"A group's accuracy is the mean over its classes with {run.split} pictures", len(run.classes) - sum(sizes.values())
+        seen += f"; {absent} {'class has' if absent == 1 else 'classes have'} none" if absent else ""
+        caption = f"{run.provenance}. {words}{seen}. ECE: calibration error, 15 bins."
         parts.append((f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "") + table(named, rows, caption, main=0))
     if len(runs) > 1:
         rows = [[escape(name), *(percent(run.scores.get(key)) for key in MEASURES)] for name, run in runs.items()]
-        notes = "; ".join(f"{name}: {run.provenance}" for name, run in runs.items())
+        notes = "; ".join(dict.fromkeys(run.provenance for run in runs.values()))
         parts.insert(0, table(["ensemble, in %", *heads[1:]], rows, f"{notes}."))
         if len({run.scores.get("test_set_sha256") for run in runs.values()}) > 1:
             parts.insert(0, "<p>The runs were judged on different pictures (test_set_sha256 differs): do not compare their numbers.</p>")
@@ -149,8 +150,8 @@ def diversity(runs: Runs) -> str:
     def draw_features(key: str, suffix: str, run: Contents) -> str:
         if (cka := run.cka) is None:
             return "<p>n/a: no features stored.</p>"
-        names = run.answerers[1:]
-        return svg.matrix(f"{key}-features", f"Similarity of the experts' features in per cent{suffix}", said(names, cka), names, cka)
+        title, names = f"Similarity of the experts' features in per cent{suffix}", run.answerers[1:]
+        return svg.matrix(f"{key}-features", title, said(names, cka), names, cka)
 
     def said(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
         return "; ".join(f"{names[j]}: " + ", ".join(percent(value, 0) for value in row) for j, row in enumerate(matrix))

@@ -45,6 +45,8 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder, has_validation: 
     limit = arguments.get("max_time")
     if isinstance(limit, Mapping) and (wrong := set(limit) - set(TIMES)):
         raise UserError(f"trainer.max_time={dict(limit)}: {wrong.pop()} is not one of {', '.join(TIMES)}")
+    if isinstance(limit, Mapping) and any(isinstance(value, int | float) and value < 0 for value in limit.values()):
+        raise UserError(f"trainer.max_time={dict(limit)}: expected no negative times")
     precision = arguments["precision"]
     if str(cfg["optim"].get("_target_")).endswith(".SAM") and (
         arguments.get("accumulate_grad_batches", 1) != 1 or precision in ("16-mixed", "16")
