@@ -172,7 +172,7 @@ def bias_variance_bars(rows: Sequence[Row], of: str = "ensemble", statistics: Se
             xticks=range(len(groups)),
             xlabel=f"classes and test pictures, {of}",
         )
-        ax.set_ylabel(f"{statistic.replace('_', ' ')} in {unit},\n95 % interval over pictures", fontsize=9)
+        ax.set_ylabel(f"{statistic.replace('_', ' ')} in {unit}\n95 % interval over pictures", fontsize=9)
         ax.set_xticklabels([f"{group}\nn = {sizes[group]}" for group in groups])
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=2, loc="outside upper center", fontsize=8)
     return figure
