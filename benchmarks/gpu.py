@@ -217,7 +217,8 @@ def section(
         write(f"## {title}\n\n{head}\n\n" + "\n".join([*lines, "", *device]) + "\n")
 
     found = take_turns(ways, rounds, not quick, deadline, tell)
-    tell(found)
+    if any(found.seconds.values()) or found.failed:
+        tell(found)
     return all(reason == "does not fit" for reason in found.failed.values())
 
 
@@ -255,6 +256,8 @@ def main(words: list[str] | None = None) -> str:
 
     for part in chosen.part or (PARTS[:1] if chosen.quick else PARTS):
         for name in [name for name in chosen.only or cases if name in cases]:
+            if time.monotonic() > deadline:
+                break
             rounds = 1 if chosen.quick else chosen.rounds
             good &= section(cases[name], part == "compile", rounds, chosen.quick, chosen.commit, deadline, write)
     if not good:

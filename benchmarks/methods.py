@@ -100,7 +100,7 @@ def main() -> None:
     scores = train_all(wanted, seeds, place)
     compared = place.with_name(f"{arguments.which}-compared")
     runs = [str(place / f"{name}-{seed}") for name in wanted for seed in seeds]
-    compare(runs, output=str(compared), reference=str(place / f"{chosen.reference}-0"))
+    compare(runs, output=str(compared), reference=str(place / f"{chosen.reference}-0"), overwrite=True)
     known = scores["mdcs", 0]
     head = (
         f"# {arguments.which}: {len(seeds)} seeds a method\n\n"

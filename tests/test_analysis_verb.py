@@ -42,6 +42,14 @@ def test_a_run_without_a_test_split_is_analysed_on_validation(tmp_path: Path, ca
         analyse([str(folder)], split="test")
 
 
+def test_runs_that_are_judged_by_different_splits(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("test", "val")]
+    (runs[1] / "predictions" / "test").rename(runs[1] / "predictions" / "val")
+    (runs[1] / "scores.json").write_text("{")  # damaged, and left as it is
+    assert [row["n"] for row in analyse([str(run) for run in runs])[::4]] == [120, 120]
+    assert (runs[1] / "scores.json").read_text() == "{"
+
+
 def test_runs_in_folders_and_by_pattern_are_found_and_tables_are_csv_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (2, 10, 1):
         make_run(tmp_path / "sweep" / str(number), seed=number)

@@ -150,6 +150,14 @@ def test_gpu_turns_end_at_the_deadline_and_searches_for_algorithms_with_theirs(b
     assert searched == [False, False]
 
 
+def test_sections_of_an_earlier_call_stay_when_the_time_is_over(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "gpu.md").write_text("# Title\n\n## ResNet-32, K = 3, 64 pictures of 32 px\n\nmeasured\n")
+    assert "measured" in gpu.main(["--minutes", "-1", "--output", str(tmp_path / "gpu.md")])
+    assert "not yet" not in (tmp_path / "gpu.md").read_text()
+
+
 def test_compiled_gpu_ways_are_as_many_as_torch_compiles(benchmark) -> None:
     gpu = benchmark("gpu")
     for case in gpu.CASES.values():

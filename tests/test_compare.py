@@ -90,6 +90,11 @@ def test_one_run_each_has_no_spread_and_mcnemars_test(sweep: Path) -> None:
     b, c = int((hits[1] & ~hits[0]).sum()), int((hits[0] & ~hits[1]).sum())
     assert ours["pictures_p"] == pytest.approx(stats.binomtest(b, b + c).pvalue)
     assert "±" not in (sweep.parent / "out" / "compare.md").read_text().split("\n")[4]
+    (sweep.parent / "out" / "mine.txt").write_text("kept")
+    before = {file.name for file in (sweep.parent / "out").glob("frequency-*.svg")}
+    compare([str(sweep / "0")], str(sweep.parent / "out"), overwrite=True)
+    after = {file.name for file in (sweep.parent / "out").glob("frequency-*.svg")}
+    assert len(before) == 2 and len(after) == 1 and (sweep.parent / "out" / "mine.txt").exists()
 
 
 def test_runs_are_named_in_any_way(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,9 @@ def test_each_run_of_a_process_begins_on_a_free_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty"))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", done.append)
     begin_on(torch.device("cpu"))
+    begin_on(torch.device("cuda", 1))  # as a process begins; torch would refuse to reset what is not initialised
     assert not done
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     begin_on(torch.device("cuda", 1))
     assert done == ["collect", "empty", torch.device("cuda", 1)]
 

@@ -98,7 +98,9 @@ def test_the_table_says_what_the_run_predicts(
 def test_class_folders_that_the_run_does_not_know_are_named() -> None:
     assert not_among(["ant", "bee"], ["ant/1.png", "bee/1.png", "top.png"]) == []
     assert not_among(["ant", "bee"], ["monday/1.png", "tuesday/2.png"]) == []  # folders that are no classes
-    assert not_among(["ant", "bee"], ["ant/deep/1.png", "bee/deeper/still/1.png"]) == []  # a class is the first folder that is one
+    assert not_among(["ant", "bee"], ["ant/1.png", "bee/deep/2.png"]) == []
+    (line,) = not_among(["ant", "bee"], ["ant/day/1.png", "bee/2.png", "fly/day/3.png", "fly/night/4.png"])
+    assert line.startswith("1 of 3 folders are called as no class of the run (fly)")
     (line,) = not_among(["ant", "bee"], ["x/ant/1.png", "x/fly/1.png", "x/bee/1.png"])
     assert line == "1 of 3 folders are called as no class of the run (fly): it answers with the classes it knows"
 

@@ -260,7 +260,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mdcs report" in (tmp_path / "index.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["scores.json", "predictions/test/logits.npy", "predictions/test/labels.npy"])
+@pytest.mark.parametrize("name", ["scores.json", *(f"predictions/test/{name}" for name in ("logits.npy", "labels.npy", "paths.txt"))])
 def test_a_damaged_run_is_one_line_and_evaluate_mends_its_scores(name: str, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "mine")
     (folder / name).write_bytes((folder / name).read_bytes()[:20])

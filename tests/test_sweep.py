@@ -49,6 +49,8 @@ def test_a_sweep_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     error = capfd.readouterr().err
     assert error == f"mdcs: hydra.sweep.dir={tmp_path / 'file'}: {tmp_path / 'file'} is no folder; choose another place\n"
     assert (tmp_path / "file").read_text() == "mine"
+    assert mdcs(monkeypatch, "train", "-m", "seed=0,1", *SHORT, f"hydra.sweep.dir={'x' * 300}") == 2
+    assert "File name too long" in capfd.readouterr().err
 
 
 def test_an_accident_in_one_job_is_listed_and_the_others_go_on(

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +16,7 @@ from mdcs.analysis.diversity import diversity_of, linear_cka
 from mdcs.analysis.methods import by_method, seeds_of, varied
 from mdcs.config import read_yaml, runs_of
 from mdcs.errors import UserError
-from mdcs.evaluate import judged_by
-from mdcs.evaluation.predictions import Predictions, classes_from_json, read_features
+from mdcs.evaluation.predictions import Predictions, classes_from_json, judged_by, read_features
 from mdcs.output import check_output, complete_or_absent
 from mdcs.report.contents import SPLITS
 from mdcs.report.plots import SUFFIXES, bias_variance_bars, save
@@ -38,7 +37,8 @@ def analyse(
 ) -> Rows:
     """Tables over `runs` (see `runs_of`), from their stored predictions of `split`; printed, and written to `output` (.csv or .json).
 
-    Without a `split` it is the one that the first run is judged by: test, or val where the dataset has no test split.
+    Without a `split` it is the one that each run is judged by (test, or val where the dataset has no test split), for kind=variance that of
+    the first.
 
     `figure` (.png, .svg or .pdf; kind=variance) shows bias and variance of the ensembles.
 
@@ -58,9 +58,10 @@ def analyse(
     for folder in unfinished:
         Console().print(f"note: {folder} has not finished and is left out", highlight=False, soft_wrap=True, markup=False)
     folders = [run_folder(folder) for folder in found]
-    split = split or judged_by(folders[0])  # type: ignore[assignment]
-    assert split is not None
-    rows = diversity_rows(folders, split) if kind == "diversity" else variance_rows(folders, split)
+    if kind == "diversity":
+        rows = diversity_rows({folder: split or judged_by(folder) for folder in folders})
+    else:
+        rows = variance_rows(folders, split or judged_by(folders[0]))
     if output is not None:
         with complete_or_absent(Path(output)) as part:
             write_table(part, rows)
@@ -90,10 +91,10 @@ def stored_predictions(folder: Path, split: str) -> Predictions:
     return Predictions.read(place)
 
 
-def diversity_rows(folders: Sequence[Path], split: str) -> Rows:
-    """One row a run and group."""
+def diversity_rows(splits: Mapping[Path, str]) -> Rows:
+    """One row a run and group, from the predictions of each run's split."""
     rows: Rows = []
-    for folder in folders:
+    for folder, split in splits.items():
         classes, predictions = classes_from_json(folder / "classes.json"), stored_predictions(folder, split)
         table = diversity_of(predictions, classes).table()
         features_NKD = read_features(folder / "predictions" / split)

@@ -27,8 +27,8 @@ log = logging.getLogger("mdcs")
 
 
 def compare(runs: list[str], output: str | None = None, reference: str | None = None, overwrite: bool = False) -> dict[str, Any]:
-    """Compare finished runs on the same test set; print the tables and write them to the folder `output`, which may not hold others
-    unless `overwrite`.
+    """Compare finished runs on the same test set; print the tables and write them to the folder `output`, which may not hold another
+    comparison unless `overwrite`.
 
     `runs` are run folders, folders that hold runs (a sweep), or patterns with * and ?; what a pattern or a folder finds unfinished is left
     out and said, what is named must be finished. Runs whose configurations differ only by seed are one method. Each method is tested
@@ -201,6 +201,9 @@ def plot(folder: Path, methods: Sequence[Method]) -> None:
                 known = [of_run[row["name"]] for of_run in sets if row["name"] in of_run]
                 row[method.name] = mean_and_sd(known)[0] if len(known) == len(sets) else None
         figures["agnostic"] = agnostic_curves(rows, {method.name: method.name for method in methods}, n)
+    for pattern in ("groups.*", "frequency-*", "agnostic.*"):  # of a comparison that was there
+        for old in folder.glob(pattern):
+            old.unlink()
     for name, figure in figures.items():
         for suffix in (".png", ".svg"):
             save(figure, folder / f"{name}{suffix}")

@@ -115,8 +115,6 @@ def in_one_line(refusal: Exception, name: str = "config") -> str:
         word = ambiguous.group(1)
         name, _, value = word.partition("=")
         return f"{word} has several values: -m trains a run for each; a list is written {name}=[{value}], one text with commas in quotes"
-    if absent := re.search(r"hydra\.runtime\.choices\.(\w+)", text):
-        return f"{absent.group(1)} is missing: every run needs one, such as the default"
     unknown = re.search(r"(?:Key '(\S+)' is not in struct|Could not override '([^']+)')", text)
     full_key = re.search(r"full_key: (\S+)", text)
     if unknown:

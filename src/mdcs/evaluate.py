@@ -18,7 +18,7 @@ from mdcs.data.splits import listed
 from mdcs.durable import write_durably
 from mdcs.errors import UserError
 from mdcs.evaluation.agnostic import agnostic
-from mdcs.evaluation.predictions import Predictions, classes_from_json, read_features, read_views
+from mdcs.evaluation.predictions import Predictions, classes_from_json, judged_by, known_scores, read_features, read_views
 from mdcs.evaluation.scores import scores
 from mdcs.evaluation.shift import log_prior
 from mdcs.instantiate import instantiate, resolve
@@ -111,20 +111,8 @@ def evaluate(
 def epoch_of(folder: Path, name: str) -> int | None:
     """The epoch of the weights that made the predictions `name`; None if no scores say it."""
     file = folder / ("scores.json" if name == judged_by(folder) else f"scores_{name}.json")
-    known: int | None = scores_there(file).get("checkpoint_epoch")
-    return known
-
-
-def scores_there(file: Path) -> dict[str, Any]:
-    """The content of a scores file; {} where there is none, or a damaged one, which is about to be replaced."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        log.info(f"{file} was damaged: what it said of training is lost")
-        file.unlink()
-        return {}
-    assert isinstance(content, dict)
-    return content
+    epoch: int | None = known_scores(file).get("checkpoint_epoch")
+    return epoch
 
 
 def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Mapping[str, Any]) -> Run:
@@ -138,18 +126,10 @@ def with_weights(folder: Path, cfg: Mapping[str, Any], checkpoint: str, data: Ma
     run = build({**cfg, "data": {**cfg["data"], "cache": None, **changed}}, classes_from_json(folder / "classes.json"))
     if run.splits.classes.names != run.classes.names:
         own, other = (set(names) for names in (run.classes.names, run.splits.classes.names))
-        only = {"it lacks": sorted(own - other), "it has besides": sorted(other - own)}
-        words = "; ".join(f"{what} {listed(names, 5)}" for what, names in only.items() if names) or "their order differs"
-        raise UserError(f"data: the classes differ from those that {folder} was trained on: {words}")
+        only = {"lacks": sorted(own - other), "has besides": sorted(other - own)}
+        words = " and ".join(f"{what} {listed(names, 5)}" for what, names in only.items() if names) or "has them in another order"
+        raise UserError(f"data: the classes differ from those that {folder} was trained on: what is given {words}")
     return run.load_weights(folder / "checkpoints" / f"{checkpoint}.ckpt")
-
-
-def judged_by(folder: Path) -> str:
-    """The split of the run's own scores.json: test, or val where the dataset has no test split."""
-    if split := scores_there(folder / "scores.json").get("split"):
-        return str(split)
-    has = [split for split in ("test", "val") if (folder / "predictions" / split).exists()]
-    return has[0] if has else "test"
 
 
 def write_scores(
@@ -176,7 +156,9 @@ def write_scores(
         values["agnostic"] = {"implied_prior": implied, "class_order": "training pictures", "sets": sets}
     main, own_name = folder / "scores.json", judged_by(folder)
     place = main if name == own_name else folder / f"scores_{name}.json"
-    known, own = scores_there(main), scores_there(place)
+    known, own = known_scores(main), known_scores(place)
+    if place.exists() and not own:
+        log.info(f"{place} was damaged: what it said of training is lost")
     measured = own | (known if name == own_name else {key: known[key] for key in OF_THE_MODEL if key in known})
     kept = {key: value for key, value in measured.items() if key not in values and key not in ("split", "checkpoint")}
     known_epoch = {} if epoch is None else {"checkpoint_epoch": epoch}

@@ -96,12 +96,16 @@ def check_arguments(
         if name not in settable and not open_ended:
             raise UserError(f"{where}.{name} is not a setting of {function.__name__}{suggestion(name, settable)}")
         if not (isinstance(value, Mapping) and "_target_" in value) and not fits(value, hints.get(name, Any)):
-            raise UserError(f"{where}.{name}={as_written(value)}: expected {described(hints[name])}")
+            endless = isinstance(value, float) and not math.isfinite(value)
+            expected = described(hints[name]).replace("a number", "a finite number") if endless else described(hints[name])
+            raise UserError(f"{where}.{name}={as_written(value)}: expected {expected}")
     return hints
 
 
 def as_written(value: Any) -> str:
     """A plain value as in YAML, where that is not as in Python."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_written, value))}]"
     return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
 
 
@@ -123,7 +127,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return any(value == option and type(value) is type(option) for option in args)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)))
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
@@ -133,18 +137,12 @@ def fits(value: Any, annotation: Any) -> bool:
     return not isinstance(annotation, type) or isinstance(value, annotation)
 
 
-def flat(options: Sequence[Any]) -> list[Any]:
-    """The members of a union, those of unions in it, too."""
-    return [inner for of in options for inner in (flat(get_args(of)) if get_origin(of) in (Union, types.UnionType) else [of])]
-
-
 def described(annotation: Any) -> str:
     """`annotation` in words, for messages."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        options = flat(args)
-        values = list(dict.fromkeys(str(value) for option in options if get_origin(option) is Literal for value in get_args(option)))
-        words = [described(option) for option in options if option in NAMES or (get_origin(option) and get_origin(option) is not Literal)]
+        values = list(dict.fromkeys(str(value) for option in args if get_origin(option) is Literal for value in get_args(option)))
+        words = [described(option) for option in args if option in NAMES or (get_origin(option) and get_origin(option) is not Literal)]
         words += [f"one of {', '.join(values)}" if len(values) > 1 else values[0]] if values else []
         return " or ".join(dict.fromkeys(sorted(words, key="null".__eq__)))  # null last
     if origin is Literal:

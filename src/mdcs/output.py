@@ -25,7 +25,10 @@ def check_output(output: Path, suffixes: Sequence[str], overwrite: bool) -> None
 
 def check_folder(word: str, folder: Path) -> None:
     """Refuse a `folder`, which `word` has named, that cannot be made or written to."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise UserError(f"{word}={folder} cannot be made ({error.strerror}); choose another place") from error
     if not there.is_dir():
         raise UserError(f"{word}={folder}: {there} is no folder; choose another place")
     if not os.access(there, os.W_OK):

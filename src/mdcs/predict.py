@@ -46,7 +46,7 @@ def predict_split(run: Run, split: str, folder: Path, device: torch.device | str
 
     In the weights' own precision, without autocast, so that the result does not depend on how the run was trained.
     """
-    loader = run.data().eval_loader(split, rank, world_size)
+    loader = run.data().eval_loader(split, rank, world_size, torch.device(device))
     net, plain = run.net.to(device).eval(), run.module.augment.to(device).plain
     dtype = next(net.parameters()).dtype
     index = np.array([position for request in loader.sampler for position in request.index], dtype=np.int64)
@@ -85,7 +85,7 @@ def predict_views(run: Run, split: str, folder: Path, device: torch.device | str
     part = shards(folder / "views")
     part.mkdir(exist_ok=True)
     logits_N2KC = np.lib.format.open_memmap(part / "logits.npy", "w+", np.float16, (num_pictures, 2, num_experts, num_classes))
-    for batch in Batches(PictureBatches(pictures, seed, num_views=2), order, data.num_workers):
+    for batch in Batches(PictureBatches(pictures, seed, num_views=2), order, data.num_workers, device=torch.device(device)):
         views = augment(batch._replace(images=batch.images.to(device)), ("strong", "strong"), num_classes, 0, dtype)
         meta = None if batch.meta is None else batch.meta.repeat(2, 1).to(device)
         logits = stored(net(views.images.flatten(0, 1), meta).logits)
@@ -98,7 +98,7 @@ def predict_views(run: Run, split: str, folder: Path, device: torch.device | str
 def predict_features(run: Run, split: str, folder: Path, device: torch.device | str = "cpu") -> None:
     """Write to `folder`/features.npy what the classifiers read, (N, K, D) float32, of each picture of `split`, predicted in `folder`."""
     require_same_pictures(run, split, folder)
-    loader = run.data().eval_loader(split)
+    loader = run.data().eval_loader(split, device=torch.device(device))
     net, plain = run.net.to(device).eval(), run.module.augment.to(device).plain
     dtype, shape = next(net.parameters()).dtype, (len(getattr(run.splits, split).labels), net.num_experts, net.backbone.num_features)
     with complete_or_absent(folder / "features.npy") as part:
@@ -240,10 +240,13 @@ def predict(
 
 def not_among(names: Sequence[str], files: Sequence[str]) -> list[str]:
     """A sentence on class folders that the run does not know: folders beside others that are called as its classes."""
-    above = {tuple(part for part in file.split("/")[:-1] if part) for file in files} - {()}
-    folders = {next((part for part in parts if part in names), parts[-1]) for parts in above}
-    unknown = sorted(folders.difference(names))
-    if not unknown or len(unknown) == len(folders):
+    above, known = {tuple(file.split("/")[:-1]) for file in files}, set(names)
+    depths = Counter(next(depth for depth, part in enumerate(parts) if part in known) for parts in above if known.intersection(parts))
+    if not depths:
+        return []
+    depth = depths.most_common(1)[0][0]
+    folders = {parts[depth] for parts in above if len(parts) > depth}
+    if not (unknown := sorted(folders - known)):
         return []
     some = ", ".join(unknown[:NAMED]) + (" ..." if len(unknown) > NAMED else "")
     return [f"{len(unknown)} of {len(folders)} folders are called as no class of the run ({some}): it answers with the classes it knows"]

@@ -9,6 +9,8 @@ from typing import Any
 from mdcs import config
 from mdcs.build import make_source
 from mdcs.data.folder import SMALL
+from mdcs.errors import UserError
+from mdcs.evaluation.comparison import COMPONENTS
 
 AUTO = "auto"
 STEPS = 6000  # of the optimiser, aimed at between MIN_EPOCHS and MAX_EPOCHS: consistency self-distillation wants thousands
@@ -24,6 +26,8 @@ def composed(words: list[str]) -> tuple[Any, list[str]]:
     probe = [word for word, key in zip(words, keys, strict=True) if "." not in key or key.startswith("data.")]
     first = config.compose("train", probe)
     made = first.hydra.runtime.choices
+    if absent := [group for group in COMPONENTS if group not in made]:
+        raise UserError(f"{absent[0]} is missing: a run needs one, so leave out ~{absent[0]}")
     if AUTO not in (made["model"], made["augment"], first.data.get("image_size")):
         return config.compose("train", words), []
 

@@ -190,16 +190,19 @@ class LongTailData(pl.LightningDataModule):
 
         Lightning warns of an empty list unless its Trainer has `limit_val_batches=0`.
         """
-        return [] if self.splits.val is None else self.eval_loader("val", *self._rank_and_world_size())
+        return [] if self.splits.val is None else self.eval_loader("val", *self._rank_and_world_size(), self.device)
 
-    def eval_loader(self, split: str, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
-        """Every picture of "train", "val" or "test" once, in the split's order; the ranks' shares are disjoint, some batches empty."""
+    def eval_loader(self, split: str, rank: int = 0, world_size: int = 1, device: torch.device = CPU) -> DataLoader[Batch]:
+        """Every picture of "train", "val" or "test" once, in the split's order; the ranks' shares are disjoint, some batches empty.
+
+        `device`: where the batches will go.
+        """
         splits = self.splits.named()
         if (pictures := splits.get(split)) is None:
             there = ", ".join(splits)
             raise UserError(f"split={split}: this dataset has {there}" + ("; data.val_fraction=0.1 makes one" if split == "val" else ""))
         order = EpochOrder(len(pictures.labels), self.eval_batch_size * world_size, self.seed, rank, world_size, shuffle=False)
-        return Batches(PictureBatches(pictures), order, self.num_workers, device=self.device)
+        return Batches(PictureBatches(pictures), order, self.num_workers, device=device)
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +37,13 @@ class Predictions(NamedTuple):
         """What `write_shard` and `merge_shards` left in `folder`."""
         if not (folder / "logits.npy").exists():
             raise UserError(f"{folder}: no stored predictions there")
-        try:
+        with damage_told(folder):
             paths = (folder / "paths.txt").read_text(encoding="utf-8").split("\n")[:-1]
             labels, index = np.load(folder / "labels.npy"), np.load(folder / "index.npy")
-            return Predictions(np.load(folder / "logits.npy", mmap_mode="r"), labels, index, paths)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{folder} is damaged ({error}): `mdcs evaluate run=... checkpoint=last` with its split writes such files again"
-            ) from error
+            logits = np.load(folder / "logits.npy", mmap_mode="r")
+            if not len(paths) == len(labels) == len(index) == len(logits):
+                raise ValueError("its files are of different length")
+        return Predictions(logits, labels, index, paths)
 
     def chunks(self, classes: Classes, offset_C: torch.Tensor | None = None) -> Iterator[tuple[slice, torch.Tensor]]:
         """Which pictures, and their logits (n, K, C) in float32, a few at a time; classes without training pictures at UNTRAINED.
@@ -69,26 +69,57 @@ class Predictions(NamedTuple):
         return digest.hexdigest()
 
 
+@contextmanager
+def damage_told(place: Path) -> Iterator[None]:
+    """UserError where stored arrays cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{place} is damaged ({error}): remove it, and `mdcs evaluate run=...` makes it again") from error
+
+
 def read_scores(folder: Path) -> dict[str, Any]:
-    """scores.json of the run in `folder`."""
+    """scores.json of the run in `folder`; UserError if it is damaged."""
     try:
         content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    except ValueError as damage:
-        raise UserError(f"{folder}/scores.json cannot be read ({damage}); `mdcs evaluate run={folder}` writes it again") from damage
-    assert isinstance(content, dict)
+    except ValueError as error:
+        content, damage = None, str(error)
+    else:
+        damage = "no scores in it"
+    if not isinstance(content, dict) or "split" not in content:
+        raise UserError(f"{folder}/scores.json cannot be read ({damage}); `mdcs evaluate run={folder}` writes it again")
     return content
+
+
+def known_scores(file: Path) -> dict[str, Any]:
+    """What a file of scores says; {} where there is none, or it is damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError:
+        content = {}
+    return content if isinstance(content, dict) else {}
+
+
+def judged_by(folder: Path) -> str:
+    """The split of the run's own scores.json: test, or val where the dataset has no test split."""
+    if split := known_scores(folder / "scores.json").get("split"):
+        return str(split)
+    has = [split for split in ("test", "val") if (folder / "predictions" / split).exists()]
+    return has[0] if has else "test"
 
 
 def read_views(folder: Path) -> NDArray[Any] | None:
     """(N, 2, K, C) logits of two augmented views of each picture in `folder`/views, memory-mapped; None where they were not stored."""
     place = folder / "views" / "logits.npy"
-    return np.load(place, mmap_mode="r") if place.exists() else None
+    with damage_told(folder / "views"):
+        return np.load(place, mmap_mode="r") if place.exists() else None
 
 
 def read_features(folder: Path) -> NDArray[Any] | None:
     """(N, K, D) features of each picture in `folder`/features.npy, memory-mapped; None where they were not stored."""
     place = folder / "features.npy"
-    return np.load(place, mmap_mode="r") if place.exists() else None
+    with damage_told(place):
+        return np.load(place, mmap_mode="r") if place.exists() else None
 
 
 def stored(logits_NKC: torch.Tensor) -> NDArray[np.float16]:

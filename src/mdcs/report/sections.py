@@ -89,7 +89,7 @@ def summary(runs: Runs) -> str:
         parts.append((f"<h3>{escape(name)}</h3>" if len(runs) > 1 else "") + table(named, rows, caption, main=0))
     if len(runs) > 1:
         rows = [[escape(name), *(percent(run.scores.get(key)) for key in MEASURES)] for name, run in runs.items()]
-        notes = "; ".join(dict.fromkeys(run.provenance for run in runs.values()))
+        notes = "; ".join(f"{name}: {run.provenance}" for name, run in runs.items())
         parts.insert(0, table(["ensemble, in %", *heads[1:]], rows, f"{notes}."))
         if len({run.scores.get("test_set_sha256") for run in runs.values()}) > 1:
             parts.insert(0, "<p>The runs were judged on different pictures (test_set_sha256 differs): do not compare their numbers.</p>")

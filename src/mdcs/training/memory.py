@@ -43,7 +43,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 def begin_on(device: torch.device) -> None:
     """Free what earlier runs of this process have left on a GPU, and count its peak memory from now on."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():  # else nothing has run there
         gc.collect()  # a Trainer and its module refer to each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -58,8 +58,8 @@ def make_trainer(cfg: Mapping[str, Any], run_folder: RunFolder, has_validation: 
     compiled = cfg["model"].get("compile")
     if compiled not in (None, "default") and arguments.get("accumulate_grad_batches", 1) != 1:
         raise UserError(
-            f"model.compile={compiled} with trainer.accumulate_grad_batches: a CUDA graph writes the gradients of each micro-batch to the "
-            "same place; set model.compile=default"
+            f"model.compile={compiled} with trainer.accumulate_grad_batches: on a GPU its graph writes the gradients of each micro-batch "
+            "to the same place; set model.compile=default"
         )
     if arguments.get("sync_batchnorm") and str(cfg["model"].get("_target_")).endswith(".Timm"):
         raise UserError(
