@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from mdcs.data.splits import Pictures
 from mdcs.errors import UserError
 from mdcs.evaluate import evaluate
+from mdcs.report import sections
 from mdcs.report.contents import read_contents
 from mdcs.report.page import page
 from mdcs.report.plots import figures_of
@@ -137,6 +139,15 @@ def test_an_empty_group_and_a_single_expert_are_not_applicable(tmp_path: Path) -
         and "nan" not in text.lower().replace("nana", "")
     )
     assert predictions.classes_from_json(folder / "classes.json").few.sum() == 0
+
+
+def test_classes_without_pictures_are_counted(folder: Path) -> None:
+    run = read_contents(folder)
+    assert "mean over its classes with test pictures. ECE" in sections.summary({"run": run})
+    labels = np.minimum(run.predictions.labels, len(run.classes) - 2)
+    assert "with test pictures; 1 class has none. ECE" in sections.summary(
+        {"run": replace(run, predictions=run.predictions._replace(labels=labels))}
+    )
 
 
 def test_several_runs_side_by_side(tmp_path: Path, folder: Path) -> None:

@@ -32,6 +32,11 @@ def test_accuracy_by_frequency() -> None:
     assert [dots.get_offsets().tolist() for dots in ax.collections] == [[[500, 90]], [[5, 20], [7, 40]]]
     assert [to_hex(dots.get_facecolor()[0]) for dots in ax.collections] == [COLOURS[1], COLOURS[3]]
     assert ax.get_xscale() == "log" and "n = 30" in texts(figure) and "few (2)" in texts(figure)
+    figure.draw_without_rendering()
+    lowest, highest = ax.get_xlim()
+    ticks = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+    assert [text.get_text() for x, text in ticks if lowest <= x <= highest] == ["5", "10", "20", "50", "100", "200", "500"]
+    assert not len(ax.get_xticks(minor=True))
 
 
 def test_group_bars_have_means_spreads_and_gaps() -> None:

@@ -57,8 +57,6 @@ def resume(cfg: Mapping[str, Any], folder: Path) -> Run:
     make_schedule(cfg)  # refuses a wrong trainer.max_epochs
     rows = read_rows(folder)
     scored, most = read_scores(folder) if (folder / "scores.json").exists() else {}, cfg["trainer"]["max_epochs"]
-    if rows and most < int(rows[-1]["epoch"]):
-        raise UserError(f"trainer.max_epochs={most}: {folder} has trained {rows[-1]['epoch']} epochs, and cannot have fewer")
     if rows and scored.get("epochs") == int(rows[-1]["epoch"]) == most:
         log.info(f"{folder} has finished its {scored['epochs']} epochs; trainer.max_epochs=N continues it to epoch N")
         return load(folder)
