@@ -42,6 +42,16 @@ def test_a_run_without_a_test_split_is_analysed_on_validation(tmp_path: Path, ca
         analyse([str(folder)], split="test")
 
 
+def test_damaged_features_are_told_with_what_makes_them_again(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    place = folder.resolve() / "predictions" / "test" / "features.npy"
+    place.write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError) as mistake:
+        analyse([str(folder)])
+    assert str(mistake.value).startswith(f"{place} is damaged (")
+    assert str(mistake.value).endswith(f"remove it, and `mdcs evaluate run={folder.resolve()} split=test features=true` makes it again")
+
+
 def test_runs_that_are_judged_by_different_splits(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("test", "val")]
     (runs[1] / "predictions" / "test").rename(runs[1] / "predictions" / "val")

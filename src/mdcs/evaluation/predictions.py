@@ -70,24 +70,20 @@ class Predictions(NamedTuple):
 
 
 @contextmanager
-def damage_told(place: Path) -> Iterator[None]:
-    """UserError where stored arrays cannot be read."""
+def damage_told(folder: Path, part: str = "", words: str = "") -> Iterator[None]:
+    """UserError where arrays in `folder`, or the `part` of them that `words` of `mdcs evaluate` ask for, cannot be read."""
     try:
         yield
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{place} is damaged ({error}): remove it, and `mdcs evaluate run=...` makes it again") from error
+        again = f"mdcs evaluate run={folder.parent.parent} split={folder.name.partition('_')[0]}{words}"
+        raise UserError(f"{folder / part} is damaged ({error}): remove it, and `{again}` makes it again") from error
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
     """scores.json of the run in `folder`; UserError if it is damaged."""
-    try:
-        content = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        content, damage = None, str(error)
-    else:
-        damage = "no scores in it"
-    if not isinstance(content, dict) or "split" not in content:
-        raise UserError(f"{folder}/scores.json cannot be read ({damage}); `mdcs evaluate run={folder}` writes it again")
+    content = known_scores(folder / "scores.json")
+    if "split" not in content:
+        raise UserError(f"{folder}/scores.json cannot be read, it is damaged; `mdcs evaluate run={folder}` writes it again")
     return content
 
 
@@ -111,14 +107,14 @@ def judged_by(folder: Path) -> str:
 def read_views(folder: Path) -> NDArray[Any] | None:
     """(N, 2, K, C) logits of two augmented views of each picture in `folder`/views, memory-mapped; None where they were not stored."""
     place = folder / "views" / "logits.npy"
-    with damage_told(folder / "views"):
+    with damage_told(folder, "views", " views=true"):
         return np.load(place, mmap_mode="r") if place.exists() else None
 
 
 def read_features(folder: Path) -> NDArray[Any] | None:
     """(N, K, D) features of each picture in `folder`/features.npy, memory-mapped; None where they were not stored."""
     place = folder / "features.npy"
-    with damage_told(place):
+    with damage_told(folder, "features.npy", " features=true"):
         return np.load(place, mmap_mode="r") if place.exists() else None
 
 

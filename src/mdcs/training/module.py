@@ -185,6 +185,7 @@ def use_fused_step(optimiser: Optimizer) -> None:
 
 
 def half_on_cpu(weights: Iterable[Tensor]) -> bool:
+    """Whether some of them are in bfloat16 or float16 on a CPU."""
     return any(weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16) for weight in weights)
 
 
